@@ -1,0 +1,47 @@
+# Everything works on a fresh machine: the environment is made when it is missing or out of date.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
+
+.PHONY: demo test test-smoke test-slow check format clean
+.DELETE_ON_ERROR:
+
+# The stamps say what is installed; they are older than pyproject.toml only after it changed.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing hone into $(VENV) (about a minute, once) ..."
+	$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing hone and its development tools into $(VENV) (about two minutes, once) ..."
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $(VENV)/.installed $@
+
+demo: $(VENV)/.installed            ## the main job on built-in data, start to finish
+	$(BIN)/hone demo
+
+test: $(VENV)/.installed-dev        ## every test that this machine can run
+	$(BIN)/python -m pytest -m "not slow"
+
+test-smoke: $(VENV)/.installed-dev  ## the quick pass, under 20 seconds
+	$(BIN)/python -m pytest -m smoke
+
+test-slow: $(VENV)/.installed-dev   ## the long ones too
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed-dev       ## formatting, lint, types and the rooms' borders
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev      ## put the code in shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:                              ## remove what these commands made, runs excepted
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis

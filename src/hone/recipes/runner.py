@@ -1,0 +1,120 @@
+"""The stage runner: does what is not done yet, and knows what is.
+
+A stage is done when its folder holds ``stage.json`` with the key that the stage would have now. The
+key covers the stage's settings, its input files' hashes and the keys of the stages before it, so a
+changed setting redoes that stage and those after it, and nothing else.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hone.core.errors import DataError, HoneError
+from hone.core.files import atomic_dir, make_directory, read_json, remove_leftovers, write_json
+
+STAGE_FILE = "stage.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run.
+
+    Attributes:
+        name: the folder that it writes.
+        settings: everything that the result depends on beside the earlier stages.
+        work: writes the result into the folder that it is given.
+        in_place: the work keeps its own unfinished state in the folder and resumes from it.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    work: Callable[[Path], None]
+    in_place: bool = False
+
+
+@dataclass
+class Progress:
+    """What a run has done, for the manifest: stage → key, seconds, and whether it was done before."""
+
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """Working time of all stages, over every start of the run."""
+        return sum(stage["seconds"] for stage in self.stages.values())
+
+
+def stage_key(stage: Stage, previous: str) -> str:
+    """The key of ``stage`` after a stage with the key ``previous``."""
+    text = json.dumps([previous, stage.name, stage.settings], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _finished(directory: Path) -> dict[str, Any] | None:
+    file = directory / STAGE_FILE
+    if not file.is_file():
+        return None
+    try:
+        value = read_json(file)
+    except DataError:
+        return None  # a damaged marker: the stage is done again
+    return value if isinstance(value, dict) and {"key", "seconds"} <= value.keys() else None
+
+
+def run_stages(stages: list[Stage], out: Path, fresh: bool = False) -> Progress:
+    """Run the stages that are not done in ``out``, in order.
+
+    Raises:
+        HoneError: a stage failed; what was finished stays, and the same call goes on from there.
+    """
+    if fresh and out.exists():
+        _refuse_foreign(out)
+        shutil.rmtree(out)
+    make_directory(out)
+    remove_leftovers(out)
+    done = Progress()
+    key = ""
+    for stage in stages:
+        key = stage_key(stage, key)
+        directory = out / stage.name
+        finished = _finished(directory)
+        if finished is None or finished["key"] != key:
+            finished = _run(stage, directory, key)
+        done.stages[stage.name] = finished
+    return done
+
+
+def _run(stage: Stage, directory: Path, key: str) -> dict[str, Any]:
+    start = time.monotonic()
+    if not stage.in_place:
+        with atomic_dir(directory) as temporary:
+            stage.work(temporary)
+            record = {"key": key, "seconds": round(time.monotonic() - start, 2)}
+            write_json(temporary / STAGE_FILE, record)
+        return record
+    # Unfinished work of another key is of no use, and its clock file would lie.
+    clock = directory / "started.json"
+    known = read_json(clock) if clock.is_file() else {}
+    if known.get("key") != key:
+        shutil.rmtree(directory, ignore_errors=True)
+        make_directory(directory)
+        write_json(clock, {"key": key})
+    remove_leftovers(directory)
+    stage.work(directory)
+    record = {"key": key, "seconds": round(time.monotonic() - start, 2)}
+    write_json(directory / STAGE_FILE, record)
+    return record
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Never delete a folder that no run of ours has written."""
+    if out.is_dir() and any(out.iterdir()) and not (out / "recipe.json").is_file():
+        raise HoneError(
+            f"{out} is not a run of hone (it has no recipe.json), so --fresh will not delete it. "
+            "Choose another folder with -o."
+        )

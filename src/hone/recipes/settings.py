@@ -1,0 +1,140 @@
+"""What a recipe may say: one class per table of the TOML file."""
+
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from hone.core.config import Settings, nearest, override, parse, read_toml
+from hone.core.errors import ConfigError
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class DataSettings(Settings):
+    """``[data]``: the database, and where its questions come from.
+
+    Paths are relative to the recipe's own folder.
+    """
+
+    database: str = "sample"
+    """An SQLite file, or ``sample`` for the built-in shop."""
+    glossary: str | None = None
+    """A TOML file with English and Korean display names of tables and columns."""
+    languages: tuple[Literal["ko", "en"], ...] = ("ko", "en")
+    questions: Annotated[int, Field(ge=0)] = 40_000
+    """How many questions to generate for training; 0 for none."""
+    held_out: Annotated[int, Field(ge=0)] = 500
+    """How many generated questions each of the two held-out sets gets."""
+    examples: str | None = None
+    """A JSONL file of human questions: ``question`` and ``sql``."""
+    examples_where: dict[str, str] = {}
+    """Use only the examples whose fields have these values, e.g. ``{db_id = "college_2"}``."""
+    examples_split: str | None = None
+    """The field that says ``train`` or what an example is held out for; without it,
+    ``examples_held_out`` of them are held out, at random."""
+    examples_held_out: Fraction = 0.2
+    examples_copies: Positive = 1
+    """How often a human example stands in the training set, each time with other values of the
+    same columns in place of its own where that is possible."""
+
+
+class TokenizerSettings(Settings):
+    """``[tokenizer]``: byte-level BPE."""
+
+    vocab_size: Annotated[int, Field(ge=259)] = 2048
+
+
+class ModelSettings(Settings):
+    """``[model]``: a decoder of the Llama shape."""
+
+    hidden: Positive = 256
+    layers: Positive = 4
+    heads: Positive = 4
+    kv_heads: Positive = 2
+    ffn: Positive = 704
+    context: Positive = 512
+
+
+class TrainSettings(Settings):
+    """``[train]``: the optimizer and its budget, counted in steps and never in seconds."""
+
+    steps: Positive = 1000
+    tokens_per_step: Positive = 8192
+    optimizer: Literal["muon", "adamw"] = "muon"
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
+    muon_learning_rate: Annotated[float, Field(gt=0)] = 0.02
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    warmup_steps: Annotated[int, Field(ge=0)] = 40
+    cooldown_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    checkpoint_every: Positive = 100
+    compile: bool = False
+
+
+class QuantizeSettings(Settings):
+    """``[quantize]``: make a smaller copy of the checkpoint and score it beside the original."""
+
+    method: Literal["int8"] = "int8"
+
+
+class EvalSettings(Settings):
+    """``[eval]``: greedy answers, scored by what they return from the database."""
+
+    max_tokens: Positive = 200
+    batch_tokens: Positive = 8192
+
+
+class Recipe(Settings):
+    """A recipe: its tables run in the order in which they stand here."""
+
+    name: str
+    seed: int = 0
+    data: DataSettings = DataSettings()
+    tokenizer: TokenizerSettings = TokenizerSettings()
+    model: ModelSettings = ModelSettings()
+    train: TrainSettings = TrainSettings()
+    quantize: QuantizeSettings | None = None
+    eval: EvalSettings = EvalSettings()
+
+
+def builtin_recipes() -> dict[str, Path]:
+    """The recipes that come with hone, by name."""
+    folder = Path(str(resources.files("hone.recipes") / "builtin"))
+    return {file.stem: file for file in sorted(folder.glob("*.toml"))}
+
+
+def load_recipe(name_or_path: str | Path, assignments: Iterable[str] = ()) -> Recipe:
+    """Read a recipe file, or a built-in recipe by name, with ``table.key=value`` overrides.
+
+    Relative paths in ``[data]`` are made absolute against the recipe's folder.
+
+    Raises:
+        ConfigError: no such recipe, or something in it is wrong.
+    """
+    path = Path(name_or_path)
+    if not path.is_file():
+        known = builtin_recipes()
+        if str(name_or_path) not in known:
+            raise ConfigError(
+                f"There is no recipe {name_or_path}: neither a file nor a built-in recipe. "
+                f"{nearest(str(name_or_path), known)}"
+            )
+        path = known[str(name_or_path)]
+    values = override(read_toml(path), assignments)
+    values.setdefault("name", path.stem)
+    recipe = parse(Recipe, values, path)
+    data = recipe.data.model_copy(update=_absolute(recipe.data, path.parent))
+    return recipe.model_copy(update={"data": data})
+
+
+def _absolute(data: DataSettings, folder: Path) -> dict[str, Any]:
+    changed: dict[str, Any] = {}
+    for key in ("database", "glossary", "examples"):
+        value = getattr(data, key)
+        if value is not None and not (key == "database" and value == "sample"):
+            changed[key] = str((folder / Path(value).expanduser()).resolve())
+    return changed

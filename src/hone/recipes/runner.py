@@ -39,7 +39,7 @@ class Stage:
 
 @dataclass
 class Progress:
-    """What a run has done, for the manifest: stage → key, seconds, and whether it was done before."""
+    """What a run has done, for the manifest: the key and the seconds of each stage."""
 
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
 

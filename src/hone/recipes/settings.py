@@ -1,8 +1,9 @@
 """What a recipe may say: one class per table of the TOML file."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -31,7 +32,7 @@ class DataSettings(Settings):
     """How many generated questions each of the two held-out sets gets."""
     examples: str | None = None
     """A JSONL file of human questions: ``question`` and ``sql``."""
-    examples_where: dict[str, str] = {}
+    examples_where: Mapping[str, str] = MappingProxyType({})
     """Use only the examples whose fields have these values, e.g. ``{db_id = "college_2"}``."""
     examples_split: str | None = None
     """The field that says ``train`` or what an example is held out for; without it,

@@ -35,7 +35,7 @@ def sql_string(value: str) -> str:
 def text2sql_prompt(question: str, links: Iterable[ValueLink] = ()) -> str:
     """The prompt for ``question``; the completion is :func:`text2sql_completion`.
 
-    The question is put on one line and in NFC, so that what a person pastes tokenizes as in training.
+    The question is put on one line and in NFC: what a person pastes tokenizes as in training.
     """
     lines = [" ".join(unicodedata.normalize("NFC", question).split())]
     lines += [f"{link.table}.{link.column} = {sql_string(link.value)}" for link in links]

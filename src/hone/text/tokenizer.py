@@ -58,7 +58,7 @@ class Tokenizer:
         """
         if vocab_size < 256 + 3:
             raise DataError(
-                f"A byte-level vocabulary needs at least 259 tokens (256 bytes and 3 special ones); "
+                "A byte-level vocabulary needs at least 259 tokens (256 bytes and 3 special ones); "
                 f"vocab_size is {vocab_size}."
             )
         backend = tokenizers.Tokenizer(models.BPE())
@@ -88,7 +88,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, directory: str | Path) -> Self:
-        """Read ``tokenizer.json``, ``tokenizer_config.json`` and the chat template, in either place.
+        """Read ``tokenizer.json``, ``tokenizer_config.json`` and a chat template in either place.
 
         Raises:
             CheckpointError: a file is missing or cannot be read.
@@ -102,7 +102,7 @@ class Tokenizer:
             )
         try:
             backend = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # noqa: BLE001 - the library raises bare Exception
+        except Exception as error:  # the library raises bare Exception
             raise CheckpointError(f"{file} is not a tokenizer file: {error}.") from error
         backend.no_truncation()
         backend.no_padding()
@@ -110,7 +110,7 @@ class Tokenizer:
         if (directory / "tokenizer_config.json").is_file():
             config = read_json(directory / "tokenizer_config.json")
             if not isinstance(config, dict):
-                raise CheckpointError(f"{directory / 'tokenizer_config.json'} is not a JSON object.")
+                raise CheckpointError(f"{directory}/tokenizer_config.json is not a JSON object.")
         template = config.get("chat_template")
         if isinstance(template, list):  # several named templates: the default one is for chat
             template = next((t["template"] for t in template if t.get("name") == "default"), None)
@@ -134,7 +134,8 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         """The ids of ``text``; special tokens are added only when asked."""
-        return list(self.backend.encode(_encodable(text), add_special_tokens=add_special_tokens).ids)
+        encoded = self.backend.encode(_encodable(text), add_special_tokens=add_special_tokens)
+        return list(encoded.ids)
 
     def encode_batch(
         self, texts: Sequence[str], add_special_tokens: bool = False

@@ -41,11 +41,11 @@ class CausalOutput(NamedTuple):
 class PackedBatch(Protocol):
     """Sequences laid behind one another; see :meth:`LlamaForCausalLM.packed_loss`."""
 
-    input_ids_N: Tensor
-    position_ids_N: Tensor
+    input_ids_N: Tensor  # noqa: N815
+    position_ids_N: Tensor  # noqa: N815
     cu_seqlens: Tensor
     max_length: int
-    labels_N: Tensor
+    labels_N: Tensor  # noqa: N815
 
 
 class RMSNorm(nn.Module):

@@ -1,0 +1,22 @@
+"""Databases and SQL: reading a schema, running queries safely, comparing, scoring and asking.
+
+Belongs here: whatever needs a database or understands SQL text, without any model.
+Not here: prompts (``text``), training files (``data``), scores over a model (``evals``).
+"""
+
+from hone.sql.execute import Database, Result, open_database
+from hone.sql.identifiers import quote_identifier
+from hone.sql.schema import Column, ForeignKey, Labels, Schema, Table, read_schema
+
+__all__ = [
+    "Column",
+    "Database",
+    "ForeignKey",
+    "Labels",
+    "Result",
+    "Schema",
+    "Table",
+    "open_database",
+    "quote_identifier",
+    "read_schema",
+]

@@ -1,0 +1,257 @@
+"""Running one untrusted query against a database that it cannot change.
+
+Four fences: the file is opened read-only, an authorizer admits reading and nothing else, values and
+results are capped, and a clock interrupts what runs too long.
+"""
+
+import re
+import sqlite3
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from hone.core.errors import RequestError
+from hone.sql.connect import connect
+from hone.sql.identifiers import quote_always
+
+# One value, and one query's text. Within one value SQLite cannot be interrupted, and some of its
+# functions take quadratic time, so this also bounds how far a query can overrun its time limit.
+_VALUE_BYTES = 1_000_000
+_SQL_BYTES = 100_000
+_PATTERN_BYTES = 1_000
+_RESULT_BYTES = 64_000_000
+_STEPS_BETWEEN_CHECKS = 2_000
+
+_START = re.compile(r"(?:\s+|--[^\n]*(?:\n|\Z)|/\*.*?\*/|\()*(\w*)", re.DOTALL)
+_READERS = frozenset({"select", "with", "values"})
+_DENIED_FUNCTIONS = frozenset({"load_extension", "fts3_tokenizer", "readfile", "writefile", "edit"})
+# Full-text tables ask these of their own file while they are read; neither takes an argument.
+_HARMLESS_PRAGMAS = frozenset({"data_version", "page_size"})
+_ACTIONS = {
+    sqlite3.SQLITE_PRAGMA: "PRAGMA",
+    sqlite3.SQLITE_ATTACH: "ATTACH",
+    sqlite3.SQLITE_DETACH: "DETACH",
+    sqlite3.SQLITE_TRANSACTION: "a transaction",
+    sqlite3.SQLITE_INSERT: "INSERT",
+    sqlite3.SQLITE_UPDATE: "UPDATE",
+    sqlite3.SQLITE_DELETE: "DELETE",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The rows of a query.
+
+    ``truncated`` says that there were more rows than asked for, or more than 64 MB of values.
+    """
+
+    columns: tuple[str, ...]
+    rows: list[tuple[object, ...]]
+    truncated: bool
+    seconds: float
+
+
+class Database:
+    """A database open for reading. Safe to share between threads: queries run one at a time."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Open ``path``.
+
+        Raises:
+            DataError: it is no readable SQLite database.
+        """
+        self.path = Path(path)
+        self._lock = threading.RLock()
+        self._denied = ""
+        self._connection = connect(path)
+        _allow_double_quoted_strings(self._connection)
+        _wake_virtual_tables(self._connection)
+        for category, limit in (
+            (sqlite3.SQLITE_LIMIT_LENGTH, _VALUE_BYTES),
+            (sqlite3.SQLITE_LIMIT_SQL_LENGTH, _SQL_BYTES),
+            (sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, _PATTERN_BYTES),
+            (sqlite3.SQLITE_LIMIT_ATTACHED, 0),
+        ):
+            self._connection.setlimit(category, limit)
+        self._connection.set_authorizer(self._authorize)
+
+    def execute(self, sql: str, row_cap: int = 1000, timeout_s: float = 5.0) -> Result:
+        """Run one SELECT and return at most ``row_cap`` rows.
+
+        Raises:
+            RequestError: the query is empty, does more than read, fails, or is still running after
+                ``timeout_s`` seconds.
+        """
+        _check_reads(sql)
+        with self._lock:
+            clock = _Clock(self._connection, timeout_s)
+            self._denied = ""
+            try:
+                with clock:
+                    return self._run(sql, row_cap, clock)
+            except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
+                raise self._explain(error, clock) from error
+
+    def close(self) -> None:
+        """Close the file; the object cannot be used afterwards."""
+        with self._lock:
+            self._connection.close()
+
+    def __enter__(self) -> "Database":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _run(self, sql: str, row_cap: int, clock: "_Clock") -> Result:
+        cursor = self._connection.execute(sql)
+        try:
+            columns = tuple(column[0] for column in cursor.description or ())
+            rows: list[tuple[object, ...]] = []
+            size, truncated = 0, False
+            for row in cursor:
+                if len(rows) >= row_cap or size > _RESULT_BYTES:
+                    truncated = True
+                    break
+                rows.append(row)
+                size += sum(len(value) for value in row if isinstance(value, (str, bytes)))
+        finally:
+            cursor.close()
+        return Result(columns, rows, truncated, clock.seconds())
+
+    def _authorize(
+        self, action: int, one: str | None, two: str | None, schema: str | None, trigger: str | None
+    ) -> int:
+        if action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE):
+            return sqlite3.SQLITE_OK
+        if action == sqlite3.SQLITE_FUNCTION:
+            if (two or "").lower() not in _DENIED_FUNCTIONS:
+                return sqlite3.SQLITE_OK
+            self._denied = f"the function {two}"
+        elif action == sqlite3.SQLITE_PRAGMA and one in _HARMLESS_PRAGMAS and two is None:
+            return sqlite3.SQLITE_OK
+        else:
+            # A table function that was not woken, such as pragma_table_info, is declared as a write.
+            is_function = action == sqlite3.SQLITE_UPDATE and one == "sqlite_master"
+            self._denied = (
+                "a table function"
+                if is_function
+                else _ACTIONS.get(action, "a change to the database")
+            )
+        return sqlite3.SQLITE_DENY
+
+    def _explain(self, error: Exception, clock: "_Clock") -> RequestError:
+        reason = str(error)
+        if clock.expired:
+            return RequestError(
+                f"The query was stopped after {clock.limit:g} seconds; ask for fewer rows or "
+                "raise the time limit."
+            )
+        if self._denied or "not authorized" in reason:
+            what = self._denied or "a change to the database"
+            return RequestError(
+                f"The query was refused: it uses {what}, and only reading is allowed."
+            )
+        if "one statement at a time" in reason:
+            return RequestError("The query was refused: it holds more than one statement.")
+        if "too big" in reason or "too large" in reason:
+            return RequestError(f"The query failed: a value is over {_VALUE_BYTES:,} bytes.")
+        if "binding" in reason.lower():
+            return RequestError(
+                "The query failed: it holds a ? or :name placeholder without a value."
+            )
+        return RequestError(f"The query failed: {reason}.")
+
+
+def open_database(path: str | Path) -> Database:
+    """Open the SQLite database at ``path`` for reading; use as a context manager or close it.
+
+    Raises:
+        DataError: it is no readable SQLite database.
+    """
+    return Database(path)
+
+
+class _Clock:
+    """Interrupts the connection once ``limit`` seconds have passed since the ``with`` began.
+
+    SQLite's progress handler looks at the clock between instructions; a thread interrupts as well,
+    because instructions that read much from a slow disk may be far apart.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, limit: float) -> None:
+        self.limit = limit
+        self.expired = False
+        self._connection = connection
+        self._start = time.monotonic()
+        self._running = False
+        self._lock = threading.Lock()
+        self._timer = threading.Timer(limit, self._interrupt)
+        self._timer.daemon = True
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._start
+
+    def _interrupt(self) -> None:
+        with self._lock:
+            # A query that ended meanwhile must not hand its interrupt on to the next one.
+            if self._running:
+                self.expired = True
+                self._connection.interrupt()
+
+    def _check(self) -> int:
+        if self.seconds() < self.limit:
+            return 0
+        self.expired = True
+        return 1
+
+    def __enter__(self) -> None:
+        self._running = True
+        self._connection.set_progress_handler(self._check, _STEPS_BETWEEN_CHECKS)
+        self._timer.start()
+
+    def __exit__(self, *ignored: object) -> None:
+        with self._lock:
+            self._running = False
+        self._timer.cancel()
+        self._connection.set_progress_handler(None, 0)
+
+
+def _check_reads(sql: str) -> None:
+    match = _START.match(sql)
+    word = match.group(1) if match else ""
+    if word.lower() in _READERS:
+        return
+    if not sql.strip().strip(";").strip():
+        raise RequestError("The query is empty.")
+    found = f"begins with {word.upper()}" if word else f"begins with {sql.strip()[:20]!r}"
+    raise RequestError(f"The query was refused: it {found}, and only SELECT queries are run.")
+
+
+def _allow_double_quoted_strings(connection: sqlite3.Connection) -> None:
+    # Python 3.12 can set this; before that it is the library's default, except in a few builds.
+    setconfig = getattr(connection, "setconfig", None)
+    if setconfig is not None:
+        setconfig(sqlite3.SQLITE_DBCONFIG_DQS_DML, True)  # type: ignore[attr-defined]
+        setconfig(sqlite3.SQLITE_DBCONFIG_DEFENSIVE, True)  # type: ignore[attr-defined]
+
+
+def _wake_virtual_tables(connection: sqlite3.Connection) -> None:
+    # A virtual table prepares statements of its own, writing ones too, when it is first used. The
+    # authorizer would refuse them, so each is used once before it is set.
+    found = connection.execute(
+        "SELECT name FROM sqlite_master WHERE type = 'table' AND sql LIKE 'CREATE VIRTUAL%'"
+    )
+    names = [quote_always(name) for (name,) in found] + ["json_each('[]')", "json_tree('[]')"]
+    for name in names:
+        try:
+            connection.execute(f"SELECT 1 FROM {name} LIMIT 0").fetchall()
+        except sqlite3.Error:
+            continue  # its module is not in this build: a query that names it will say so

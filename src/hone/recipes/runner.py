@@ -66,8 +66,13 @@ def _finished(directory: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) and {"key", "seconds"} <= value.keys() else None
 
 
-def run_stages(stages: list[Stage], out: Path, fresh: bool = False) -> Progress:
-    """Run the stages that are not done in ``out``, in order.
+def run_stages(
+    stages: list[Stage],
+    out: Path,
+    fresh: bool = False,
+    prepare: Callable[[], None] = lambda: None,
+) -> Progress:
+    """Run the stages that are not done in ``out``, in order, after ``prepare`` with ``out`` there.
 
     Raises:
         HoneError: a stage failed; what was finished stays, and the same call goes on from there.
@@ -77,6 +82,7 @@ def run_stages(stages: list[Stage], out: Path, fresh: bool = False) -> Progress:
         shutil.rmtree(out)
     make_directory(out)
     remove_leftovers(out)
+    prepare()
     done = Progress()
     key = ""
     for stage in stages:

@@ -1,5 +1,7 @@
 """What a recipe may say: one class per table of the TOML file."""
 
+import os
+import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -38,6 +40,9 @@ class DataSettings(Settings):
     """The field that says ``train`` or what an example is held out for; without it,
     ``examples_held_out`` of them are held out, at random."""
     examples_held_out: Fraction = 0.2
+    examples_unit: Literal["query", "question"] = "query"
+    """What is held out at random: whole queries with every question that asks them, or single
+    questions, whose query may then also occur in training."""
     examples_copies: Positive = 1
     """How often a human example stands in the training set, each time with other values of the
     same columns in place of its own where that is possible."""
@@ -111,7 +116,8 @@ def builtin_recipes() -> dict[str, Path]:
 def load_recipe(name_or_path: str | Path, assignments: Iterable[str] = ()) -> Recipe:
     """Read a recipe file, or a built-in recipe by name, with ``table.key=value`` overrides.
 
-    Relative paths in ``[data]`` are made absolute against the recipe's folder.
+    Paths in ``[data]`` may hold environment variables (``${HONE_DATA}/x.sqlite``); relative ones
+    are made absolute against the recipe's folder.
 
     Raises:
         ConfigError: no such recipe, or something in it is wrong.
@@ -128,14 +134,22 @@ def load_recipe(name_or_path: str | Path, assignments: Iterable[str] = ()) -> Re
     values = override(read_toml(path), assignments)
     values.setdefault("name", path.stem)
     recipe = parse(Recipe, values, path)
-    data = recipe.data.model_copy(update=_absolute(recipe.data, path.parent))
+    data = recipe.data.model_copy(update=_absolute(recipe.data, path))
     return recipe.model_copy(update={"data": data})
 
 
-def _absolute(data: DataSettings, folder: Path) -> dict[str, Any]:
+def _absolute(data: DataSettings, recipe: Path) -> dict[str, Any]:
     changed: dict[str, Any] = {}
     for key in ("database", "glossary", "examples"):
         value = getattr(data, key)
-        if value is not None and not (key == "database" and value == "sample"):
-            changed[key] = str((folder / Path(value).expanduser()).resolve())
+        if value is None or (key == "database" and value == "sample"):
+            continue
+        expanded = os.path.expandvars(value)
+        missing = re.search(r"\$\{?(\w+)", expanded)
+        if missing:
+            raise ConfigError(
+                f'{recipe}: "data.{key}" is {value!r}, and the environment variable '
+                f"{missing.group(1)} is not set. Set it to the folder that is meant."
+            )
+        changed[key] = str((recipe.parent / Path(expanded).expanduser()).resolve())
     return changed

@@ -1,0 +1,75 @@
+"""A Text2SQL model and the database that it answers about.
+
+Training, evaluation and ``hone ask`` build their prompts here, so they cannot differ.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hone.core.errors import RequestError
+from hone.sql import Database, Result, Schema, ValueIndex
+from hone.text.prompts import text2sql_prompt
+
+if TYPE_CHECKING:
+    from hone.engine import LM
+
+MAX_TOKENS = 200
+
+
+class PromptBuilder:
+    """Prompts for questions about one database."""
+
+    def __init__(self, database: Database, schema: Schema) -> None:
+        """Index the text values of ``database``, so that a question's values can be found."""
+        self.index = ValueIndex.build(database, schema)
+
+    def __call__(self, question: str) -> str:
+        """The prompt for ``question``, with the database's values that it mentions."""
+        return text2sql_prompt(question, self.index.link(question))
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a question led to.
+
+    Attributes:
+        sql: the query that the model wrote.
+        result: its rows, or None when it did not run.
+        error: why it did not run, or None.
+    """
+
+    question: str
+    sql: str
+    result: Result | None
+    error: str | None
+
+
+class Assistant:
+    """Answers questions about one database with one model."""
+
+    def __init__(self, lm: "LM", database: Database, schema: Schema) -> None:
+        self.lm, self.database = lm, database
+        self.prompt = PromptBuilder(database, schema)
+
+    def write_sql(self, questions: Sequence[str], max_tokens: int = MAX_TOKENS) -> list[str]:
+        """One greedy query per question; a query cut off at ``max_tokens`` stays cut off."""
+        from hone.engine import SamplingParams
+
+        prompts = [self.prompt(question) for question in questions]
+        results = self.lm.generate(prompts, SamplingParams(max_tokens=max_tokens, temperature=0.0))
+        return [result.text.strip() for result in results]
+
+    def ask(self, question: str, row_cap: int = 1000, timeout_s: float = 5.0) -> Answer:
+        """Write the query for ``question`` and run it; nothing in it can change the database.
+
+        Raises:
+            RequestError: the question is empty or longer than the model's context.
+        """
+        if not question.strip():
+            raise RequestError("The question is empty. Ask something about the database.")
+        (sql,) = self.write_sql([question])
+        try:
+            return Answer(question, sql, self.database.execute(sql, row_cap, timeout_s), None)
+        except RequestError as error:
+            return Answer(question, sql, None, str(error))

@@ -1,0 +1,129 @@
+"""A recipe's run: its stages, its folder, its manifest.
+
+    database/    the sample database, when the recipe asks for it
+    questions/   train.jsonl and held_out.jsonl, prompts included
+    tokenizer/
+    train/       the loop's own checkpoints
+    checkpoint/  the trained model, a Hugging Face directory
+    eval/        every held-out question with the model's answer
+    int8/        the compressed model, and eval-int8/ its answers
+    metrics.jsonl, results.json, report.html, manifest.json, recipe.json
+"""
+
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from hone.core.errors import CheckpointError
+from hone.core.files import read_json, sha256_file, write_json
+from hone.recipes.runner import Progress, Stage, run_stages
+from hone.recipes.settings import Recipe
+from hone.recipes.stages import Work
+
+RECIPE_FILE = "recipe.json"
+_LIBRARIES = ("torch", "numpy", "tokenizers", "safetensors", "sqlglot")
+
+
+def run_recipe(recipe: Recipe, out: Path, fresh: bool = False) -> Path:
+    """Run what is not done yet of ``recipe`` in the folder ``out``; returns ``out``.
+
+    Raises:
+        HoneError: a stage failed. What was finished is kept; the same call goes on from there.
+    """
+    work = Work(recipe, out)
+    inputs = work.inputs()
+    stages = [
+        Stage("database", {"database": inputs}, work.database),
+        Stage("questions", {"data": _dump(recipe.data), "seed": recipe.seed}, work.questions),
+        Stage("tokenizer", _dump(recipe.tokenizer), work.tokenizer),
+        Stage(
+            "train",
+            {"model": _dump(recipe.model), "train": _dump(recipe.train)},
+            work.train,
+            in_place=True,
+        ),
+        Stage("checkpoint", {}, work.checkpoint),
+        Stage("eval", _dump(recipe.eval), work.evaluate),
+    ]
+    if recipe.quantize is not None:
+        stages.append(Stage("int8", _dump(recipe.quantize), work.quantize))
+        stages.append(Stage("eval-int8", {}, work.evaluate_quantized))
+    done = run_stages(stages, out, fresh=fresh, prepare=lambda: _save_recipe(recipe, out))
+    manifest = _manifest(recipe, inputs, done, out)
+    write_json(out / "manifest.json", manifest)
+    work.report(done, manifest)
+    return out
+
+
+def _dump(settings: Any) -> dict[str, Any]:
+    return settings.model_dump(mode="json")
+
+
+def _save_recipe(recipe: Recipe, out: Path) -> None:
+    write_json(out / RECIPE_FILE, _dump(recipe))
+
+
+def _manifest(
+    recipe: Recipe, inputs: dict[str, Any], done: Progress, out: Path
+) -> dict[str, Any]:
+    """What went in, what came out and what it ran on."""
+    import torch
+
+    outputs = [
+        out / folder / "model.safetensors"
+        for folder in ("checkpoint", "int8")
+        if folder == "checkpoint" or recipe.quantize is not None
+    ]
+    return {
+        "hone": metadata.version("hone-llm"),
+        "recipe": _dump(recipe),
+        "inputs": inputs,
+        "stages": done.stages,
+        "outputs": {file.relative_to(out).as_posix(): sha256_file(file) for file in outputs},
+        "machine": {
+            "processor": _processor(),
+            "threads": torch.get_num_threads(),
+            "system": f"{platform.system()} {platform.machine()}",
+            "python": platform.python_version(),
+        },
+        "libraries": {name: metadata.version(name) for name in _LIBRARIES},
+    }
+
+
+def _processor() -> str:
+    """The processor's name where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def run_database(run: Path) -> Path:
+    """The database that a run was made for.
+
+    Raises:
+        CheckpointError: ``run`` is no run, so nobody knows which database it is for.
+    """
+    database = _run_data(run)["database"]
+    return run / "database" / "shop.sqlite" if database == "sample" else Path(database)
+
+
+def run_glossary(run: Path) -> Path | None:
+    """The glossary that a run was made with, if any."""
+    if not (run / RECIPE_FILE).is_file():
+        return None
+    glossary = _run_data(run)["glossary"]
+    return None if glossary is None else Path(glossary)
+
+
+def _run_data(run: Path) -> dict[str, Any]:
+    file = run / RECIPE_FILE
+    if not file.is_file():
+        raise CheckpointError(
+            f"{run} does not say which database it is for (it has no {RECIPE_FILE}). "
+            "Name one with --db FILE."
+        )
+    return read_json(file)["data"]

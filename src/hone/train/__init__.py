@@ -1,0 +1,10 @@
+"""Training: the loop, its optimizers and schedules, and checkpoints that lose nothing.
+
+Not here: what a model is (models), how batches are made (data), or scoring answers (evals).
+"""
+
+from hone.train.config import TrainConfig
+from hone.train.loop import Batches, TensorBatch, TrainResult, train
+from hone.train.resume import Counters
+
+__all__ = ["Batches", "Counters", "TensorBatch", "TrainConfig", "TrainResult", "train"]

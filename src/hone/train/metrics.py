@@ -1,0 +1,75 @@
+"""``metrics.jsonl``: one line per report of a run, none lost and none twice across a resume."""
+
+import json
+import math
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+from hone.core.errors import CheckpointError
+from hone.core.files import explain_os_error, make_directory
+
+
+class MetricsLog:
+    """Appends JSON lines to a file that starts out with exactly ``bytes_kept`` bytes."""
+
+    def __init__(self, path: Path, bytes_kept: int = 0) -> None:
+        """Open ``path``, cut off what was written after the checkpoint that is resumed.
+
+        Raises:
+            CheckpointError: the file is shorter than when the checkpoint was written.
+            HoneError: it cannot be written.
+        """
+        self.path = path
+        make_directory(path.parent)
+        try:
+            self._file: BinaryIO = open(path, "ab")  # noqa: SIM115 - closed by __exit__
+            size = os.fstat(self._file.fileno()).st_size
+            if size < bytes_kept:
+                self._file.close()
+                raise CheckpointError(
+                    f"{path} has {size} bytes, and had {bytes_kept} when the checkpoint was "
+                    "written: it was changed since. Put it back, or start over with --fresh."
+                )
+            self._file.truncate(bytes_kept)
+        except OSError as error:
+            raise explain_os_error(error, path) from error
+        self.bytes_written = bytes_kept
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one line; numbers that are not finite become null, as JSON has no others.
+
+        Raises:
+            CapacityError: the disk is full.
+        """
+        clean = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in record.items()
+        }
+        line = (json.dumps(clean, ensure_ascii=False) + "\n").encode()
+        try:
+            self._file.write(line)
+            self._file.flush()
+        except OSError as error:
+            raise explain_os_error(error, self.path) from error
+        self.bytes_written += len(line)
+
+    def sync(self) -> int:
+        """Make all lines safe on the disk; returns their number of bytes."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise explain_os_error(error, self.path) from error
+        return self.bytes_written
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()

@@ -1,0 +1,47 @@
+"""``hone quantize``: a smaller form of a checkpoint."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Method(StrEnum):
+    """Number formats that weights can be stored in."""
+
+    INT8 = "int8"
+
+
+def quantize(
+    model: Annotated[Path, typer.Argument(help="A checkpoint, or a run.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory to write.")],
+    method: Annotated[Method, typer.Option(help="The number format of the weights.")] = Method.INT8,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Store a model's linear layers as int8, with one scale per output.
+
+    The result is a checkpoint in the compressed-tensors format; every command reads it.
+    """
+    from rich.console import Console
+
+    from hone.engine.lm import find_checkpoint
+    from hone.quant import quantize_checkpoint
+
+    source = find_checkpoint(model)
+    quantize_checkpoint(source, out)
+    before, after = (
+        sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        for folder in (source, out)
+    )
+    if as_json:
+        record = {"path": str(out), "method": method.value, "bytes": after, "bytes_before": before}
+        typer.echo(json.dumps(record, ensure_ascii=False))
+    else:
+        Console().print(
+            f"{out}: {method.value}, {after:,} bytes of weights, {after / before:.0%} of {source}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )

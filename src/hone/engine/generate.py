@@ -1,0 +1,236 @@
+"""Batched generation: prompts of any lengths in, continuations in the same order out.
+
+Prompts are sorted by length and cut into batches under a token budget; a batch is left-padded,
+and rows that are done leave it. Shapes: B rows, S positions, V vocabulary.
+"""
+
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hone.core.errors import CheckpointError, RequestError
+from hone.engine.cache import GrowingCache
+from hone.engine.sampling import Sampler, SamplingParams
+from hone.engine.text_stream import TextStream
+from hone.models import LlamaForCausalLM
+from hone.text.tokenizer import Tokenizer
+
+_MAX_ROWS = 64
+# Positions of a batch: prompts together, and the cache at its fullest.
+_PROMPT_TOKENS = 16_384
+_CACHE_TOKENS = 131_072
+# A batch is made smaller when no more than this share of its rows still runs.
+_COMPACT_BELOW = 0.8
+
+Stream = Callable[[int, str], None]
+Finished = Callable[[int, "GenerationResult"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationResult:
+    """One continuation.
+
+    Attributes:
+        text: the continuation without special tokens, up to the first stop string.
+        token_ids: every generated token, the one that ended the output included.
+        finish_reason: "stop" (end of sequence, stop token or stop string) or "length".
+        prompt_token_ids: the prompt as the model read it.
+        seconds: from the start of its batch until it was finished.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    prompt_token_ids: list[int]
+    seconds: float
+
+
+class _Row:
+    """One request while it runs."""
+
+    __slots__ = ("budget", "ends", "ids", "index", "params", "prompt", "reason", "stream", "text")
+
+    def __init__(
+        self,
+        index: int,
+        prompt: list[int],
+        params: SamplingParams,
+        ends: Collection[int],
+        room: int,
+    ) -> None:
+        self.index, self.prompt, self.params, self.ends = index, prompt, params, ends
+        self.budget = room if params.max_tokens is None else min(params.max_tokens, room)
+        self.ids: list[int] = []
+        self.reason = ""
+        self.text: TextStream
+        self.stream: Stream | None = None
+
+    def open(self, tokenizer: Tokenizer, stream: Stream | None) -> None:
+        self.text = TextStream(tokenizer, self.prompt, self.params.stops)
+        self.stream = stream
+
+    def accept(self, token: int) -> bool:
+        """Take a token; True when the row is finished."""
+        self.ids.append(token)
+        if token in self.ends:
+            # Below min_tokens the sampler never offers one of these.
+            self.reason = "stop"
+        elif self.stream is not None or self.params.stop:
+            self._show(self.text.push((token,), len(self.ids) > self.params.min_tokens))
+            if self.text.stopped:
+                self.reason = "stop"
+        if not self.reason and len(self.ids) >= self.budget:
+            self.reason = "length"
+        return bool(self.reason)
+
+    def result(self, seconds: float) -> GenerationResult:
+        if self.stream is None and not self.params.stop:  # nothing was decoded on the way
+            self.text.push(self.ids[:-1] if self.ids[-1] in self.ends else self.ids)
+        self._show(self.text.finish(len(self.ids) > self.params.min_tokens))
+        return GenerationResult(self.text.text, self.ids, self.reason, self.prompt, seconds)
+
+    def _show(self, piece: str) -> None:
+        if piece and self.stream is not None:
+            self.stream(self.index, piece)
+
+
+def generate(
+    model: LlamaForCausalLM,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    params: Sequence[SamplingParams],
+    end_ids: Collection[int],
+    stream: Stream | None = None,
+    finished: Finished | None = None,
+) -> list[GenerationResult]:
+    """Continue each prompt.
+
+    Args:
+        prompts: token ids, one sequence per request.
+        params: one per prompt.
+        end_ids: the model's own end-of-sequence tokens.
+        stream: called with a prompt's index and the next piece of its text.
+        finished: called with a prompt's index and its result, in the order of finishing.
+
+    Raises:
+        RequestError: a prompt is empty, too long for the model, or holds an unknown id.
+        CapacityError: no memory for the cache of a batch.
+        CheckpointError: the model's scores are not numbers.
+    """
+    rows = [
+        _row(model, index, list(prompt), p, end_ids)
+        for index, (prompt, p) in enumerate(zip(prompts, params, strict=True))
+    ]
+    results: list[GenerationResult | None] = [None] * len(rows)
+    for batch in _batches(rows):
+        for row in batch:
+            row.open(tokenizer, stream)
+        for row, seconds in _run(model, batch):
+            result = row.result(seconds)
+            results[row.index] = result
+            if finished is not None:
+                finished(row.index, result)
+    return [result for result in results if result is not None]
+
+
+def _row(
+    model: LlamaForCausalLM,
+    index: int,
+    prompt: list[int],
+    params: SamplingParams,
+    end_ids: Collection[int],
+) -> _Row:
+    vocabulary, context = model.config.vocab_size, model.config.max_position_embeddings
+    if not prompt:
+        raise RequestError(f"Prompt {index + 1} is empty; give at least one token.")
+    if len(prompt) >= context:
+        raise RequestError(
+            f"Prompt {index + 1} has {len(prompt):,} tokens; this model reads {context:,}, the "
+            "answer included. Shorten it."
+        )
+    if not all(isinstance(i, int) and 0 <= i < vocabulary for i in prompt):
+        raise RequestError(
+            f"Prompt {index + 1} holds a token id outside 0..{vocabulary - 1}, the vocabulary."
+        )
+    ends = set(params.stop_token_ids) | (set() if params.ignore_eos else set(end_ids))
+    return _Row(index, prompt, params, ends, context - len(prompt))
+
+
+def _batches(rows: list[_Row]) -> Iterator[list[_Row]]:
+    """Rows of similar length together, the longest first (so that memory runs out early)."""
+    batch: list[_Row] = []
+    budget = 0
+    for row in sorted(rows, key=lambda row: (-len(row.prompt), -row.budget)):
+        count, longest = len(batch) + 1, len((batch or [row])[0].prompt)
+        budget = max(budget, row.budget)
+        if batch and (
+            count > _MAX_ROWS
+            or count * longest > _PROMPT_TOKENS
+            or count * (longest + budget) > _CACHE_TOKENS
+        ):
+            yield batch
+            batch, budget = [], row.budget
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+@torch.inference_mode()
+def _run(model: LlamaForCausalLM, rows: list[_Row]) -> Iterator[tuple[_Row, float]]:
+    """Run one batch; yields each row with its seconds when it is finished."""
+    start = time.perf_counter()
+    device = model.device
+    longest, steps = len(rows[0].prompt), max(row.budget for row in rows)
+    ids_BT, mask_BS = _left_pad(rows, longest, steps, device)
+    cache = GrowingCache(model.config, len(rows), longest + min(steps, 128), model.dtype, device)
+    sampler = Sampler(
+        [row.params for row in rows],
+        [row.prompt for row in rows],
+        [row.ends for row in rows],
+        [row.budget for row in rows],
+        model.config.vocab_size,
+        device,
+    )
+    running: list[_Row | None] = list(rows)
+    for step in range(steps):
+        mask = None if mask_BS is None else mask_BS[:, : longest + step]
+        logits_BV = model(ids_BT, mask, cache, logits_to_keep=1).logits[:, -1]
+        if step == 0 and not bool(torch.isfinite(logits_BV).all()):
+            raise CheckpointError(
+                "The model's scores are not numbers (NaN or infinity): its weights are damaged, or "
+                'too large for their dtype. Load it with dtype="float32", or save it again.'
+            )
+        next_B = sampler(logits_BV, step)
+        for place, token in enumerate(next_B.tolist()):
+            row = running[place]
+            if row is not None and row.accept(token):
+                running[place] = None
+                yield row, time.perf_counter() - start
+        left = [place for place, row in enumerate(running) if row is not None]
+        if not left:
+            return
+        if len(left) <= _COMPACT_BELOW * len(running):
+            keep_R = torch.tensor(left, device=device)
+            cache.select_rows(keep_R)
+            sampler.select_rows(keep_R)
+            next_B = next_B[keep_R]
+            mask_BS = None if mask_BS is None else mask_BS[keep_R]
+            running = [running[place] for place in left]
+        ids_BT = next_B[:, None]
+
+
+def _left_pad(
+    rows: list[_Row], longest: int, steps: int, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """The prompts ``[B, T]``, and which positions are tokens ``[B, T + steps]`` (None: all)."""
+    ids = torch.zeros(len(rows), longest, dtype=torch.int64)
+    mask = torch.ones(len(rows), longest + steps, dtype=torch.bool)
+    for place, row in enumerate(rows):
+        padding = longest - len(row.prompt)
+        ids[place, padding:] = torch.tensor(row.prompt)
+        mask[place, :padding] = False
+    padded = len(rows[-1].prompt) < longest
+    return ids.to(device), mask.to(device) if padded else None

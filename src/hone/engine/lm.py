@@ -1,0 +1,199 @@
+"""A loaded model with its tokenizer: what ``hone.load`` returns."""
+
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import hone.quant  # noqa: F401 - makes quantized checkpoints readable
+from hone.core.errors import CheckpointError, DataError, RequestError
+from hone.core.files import read_json
+from hone.engine.generate import Finished, GenerationResult, Stream, generate
+from hone.engine.sampling import SamplingParams
+from hone.kernels import preferred_dtype
+from hone.models import LlamaConfig, LlamaForCausalLM, load_config, load_model
+from hone.text.chat import ChatTemplate
+from hone.text.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int]
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True)
+class LM:
+    """A language model ready for use.
+
+    Attributes:
+        path: the checkpoint directory that it was read from.
+        config: the model's sizes.
+        tokenizer: text to ids and back.
+        model: the torch module; ``model(input_ids, attention_mask=None).logits``.
+        end_ids: the tokens that end an output.
+    """
+
+    path: Path
+    config: LlamaConfig
+    tokenizer: Tokenizer
+    model: LlamaForCausalLM
+    end_ids: frozenset[int]
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        stream: Stream | None = None,
+        finished: Finished | None = None,
+    ) -> list[GenerationResult]:
+        """Continue one or many prompts.
+
+        Args:
+            prompts: a text, several texts, or token ids (a list of lists for several). A text gets
+                the special tokens that the tokenizer adds, ids are taken as they are.
+            params: for all prompts, or one per prompt; None is greedy.
+            stream: called with ``(index of the prompt, next piece of text)``.
+            finished: called with ``(index of the prompt, result)``.
+
+        Returns:
+            One result per prompt, in their order.
+
+        Raises:
+            RequestError: a prompt or a parameter cannot be used; the message says which and why.
+        """
+        requests = _as_list(prompts)
+        ids = [self._ids(prompt, number) for number, prompt in enumerate(requests, 1)]
+        if params is None or isinstance(params, SamplingParams):
+            every = [params or SamplingParams()] * len(ids)
+        else:
+            every = list(params)
+            if len(every) != len(ids):
+                raise RequestError(f"There are {len(ids)} prompts and {len(every)} params.")
+        return generate(self.model, self.tokenizer, ids, every, self.end_ids, stream, finished)
+
+    def chat_prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> list[int]:
+        """The token ids of a conversation up to where the model's answer begins.
+
+        Args:
+            messages: ``{"role": ..., "content": ...}``, oldest first.
+            tools: JSON schemas of functions, for templates that offer tools.
+            variables: whatever else the template reads.
+
+        Raises:
+            CheckpointError: the checkpoint has no chat template, or a broken one.
+            RequestError: the template refuses the messages.
+        """
+        source = self.tokenizer.chat_template
+        if source is None:
+            raise CheckpointError(
+                f"{self.path} has no chat template, so it does not know how a conversation is "
+                "written. Continue text with `hone generate` instead, or put the model's "
+                "chat_template.jinja into that directory."
+            )
+        template = ChatTemplate(source, self.tokenizer.config)
+        # The template writes the special tokens itself.
+        return self.tokenizer.encode(template.render(messages, tools, **variables))
+
+    def _ids(self, prompt: Prompt, number: int) -> list[int]:
+        if not isinstance(prompt, str):
+            return _token_ids(prompt, number)
+        ids = self.tokenizer.encode(prompt, add_special_tokens=True)
+        bos = self.tokenizer.bos_id
+        # A text that was rendered with its <bos> would get a second one, which costs accuracy.
+        if bos is not None and ids[:2] == [bos, bos]:
+            ids = ids[1:]
+        if not ids and bos is not None:
+            ids = [bos]
+        if not ids:
+            raise RequestError(f"Prompt {number} is empty; write something to continue.")
+        return ids
+
+
+def _token_ids(prompt: Sequence[int], number: int) -> list[int]:
+    try:
+        return [operator.index(i) for i in prompt]
+    except TypeError as error:
+        raise RequestError(
+            f"Prompt {number} is {prompt!r}; give a text or a list of token ids."
+        ) from error
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    if not isinstance(prompts, Iterable):
+        raise RequestError(f"prompts is {prompts!r}; give a text, or a list of texts.")
+    found = list(prompts)
+    if found and all(isinstance(item, Integral) for item in found):
+        return [found]  # type: ignore[list-item]
+    return found  # type: ignore[return-value]
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint directory that ``path`` means: itself, or ``checkpoint/`` in a run.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = Path(path)
+    if (path / "config.json").is_file():
+        return path
+    if (path / "checkpoint" / "config.json").is_file():
+        return path / "checkpoint"
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; give a checkpoint or a run directory.")
+    if (path / "recipe.json").is_file():
+        raise CheckpointError(
+            f"{path} is a run whose model is not trained yet; finish it with the command that "
+            "started it."
+        )
+    raise CheckpointError(
+        f"{path} is neither a checkpoint (it has no config.json) nor a run (it has no checkpoint/)."
+    )
+
+
+def load(path: str | Path, dtype: str = "auto", device: str | torch.device = "cpu") -> LM:
+    """Read a checkpoint, quantized or not, or the checkpoint of a run.
+
+    Args:
+        path: a Hugging Face directory of a Llama-shaped model, or a run of hone.
+        dtype: "float32", "bfloat16", "float16", or "auto": as stored, except that a processor
+            without bfloat16 instructions computes 16-bit weights in float32, which loses nothing
+            and is many times faster there.
+        device: where to compute.
+
+    Raises:
+        CheckpointError: the directory or one of its files is missing, broken or unknown.
+    """
+    if dtype not in _DTYPES:
+        raise CheckpointError(f"dtype is {dtype!r}; choose one of {', '.join(_DTYPES)}.")
+    directory = find_checkpoint(path)
+    config = load_config(directory)
+    if dtype == "auto" and config.dtype != "float32" and preferred_dtype(device) == torch.float32:
+        dtype = "float32"
+    tokenizer = Tokenizer.load(directory)
+    model = load_model(directory, dtype, device)
+    return LM(directory, model.config, tokenizer, model, _end_ids(directory, config, tokenizer))
+
+
+def _end_ids(directory: Path, config: LlamaConfig, tokenizer: Tokenizer) -> frozenset[int]:
+    """From ``generation_config.json`` first, as transformers does it."""
+    file = directory / "generation_config.json"
+    eos: Any = None
+    if file.is_file():
+        try:
+            eos = read_json(file).get("eos_token_id")
+        except (DataError, AttributeError) as error:
+            raise CheckpointError(f"{file} is not a JSON object: {error}") from error
+    for candidate in (eos, config.eos_token_id, tokenizer.eos_id):
+        if candidate is not None:
+            ids = candidate if isinstance(candidate, list | tuple) else [candidate]
+            return frozenset(int(i) for i in ids)
+    return frozenset()

@@ -1,0 +1,230 @@
+"""Choosing the next token: the parameters of a request, and the sampler of a batch of requests.
+
+Every step works on all rows at once, each with its own parameters. Shapes: B rows, R rows that are
+sampled, V vocabulary.
+"""
+
+import math
+import secrets
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hone.core.errors import RequestError
+
+# Below this, logits / temperature could overflow; the result is the most likely token anyway.
+_GREEDY_BELOW = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How one request is continued. Names and meanings are vLLM's; the default is greedy.
+
+    The filters apply in transformers' order: repetition penalty, temperature, top-k, top-p, min-p.
+
+    Attributes:
+        max_tokens: most tokens to generate; None means up to the model's context length.
+        min_tokens: no end of sequence, stop token or stop string before so many tokens.
+        temperature: 0 takes the most likely token; above, logits are divided by it.
+        top_k: sample among the k most likely tokens; 0 (or -1) means all.
+        top_p: sample among the fewest tokens whose probability reaches p (Holtzman et al. 2019).
+        min_p: drop tokens less likely than min_p times the likeliest (Nguyen et al. 2024).
+        repetition_penalty: above 1, tokens of the prompt and the output become less likely
+            (Keskar et al. 2019, section 4.1).
+        stop: text that ends the output; neither it nor what follows is part of ``.text``.
+        stop_token_ids: tokens that end the output, beside the model's own end of sequence.
+        ignore_eos: go on after the model's end of sequence.
+        seed: makes sampling repeatable, whatever else is in the batch; None draws a new one.
+
+    Raises:
+        RequestError: a value out of range; the message names it.
+    """
+
+    max_tokens: int | None = 256
+    min_tokens: int = 0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: str | Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
+    ignore_eos: bool = False
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        set_field = object.__setattr__
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        set_field(self, "stop", _tuple_of("stop", stop, str, "texts"))
+        ids = _tuple_of("stop_token_ids", self.stop_token_ids, int, "token ids")
+        set_field(self, "stop_token_ids", ids)
+        if "" in self.stop:
+            raise RequestError("stop holds an empty text, which would stop at once; remove it.")
+        if self.max_tokens is not None:
+            _whole("max_tokens", self.max_tokens, 1)
+        _whole("min_tokens", self.min_tokens, 0)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise RequestError(
+                f"min_tokens is {self.min_tokens}, more than max_tokens ({self.max_tokens})."
+            )
+        _whole("top_k", self.top_k, -1)
+        _number("temperature", self.temperature, 0.0, math.inf)
+        _number("top_p", self.top_p, 0.0, 1.0, above=True)
+        _number("min_p", self.min_p, 0.0, 1.0)
+        _number("repetition_penalty", self.repetition_penalty, 0.0, math.inf, above=True)
+        if self.seed is not None:
+            _whole("seed", self.seed, 0)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """``stop`` as a tuple, always."""
+        return tuple(self.stop)
+
+    @property
+    def greedy(self) -> bool:
+        """True when the most likely token is always taken."""
+        return self.temperature < _GREEDY_BELOW or self.top_k == 1
+
+
+def _tuple_of(name: str, values: object, kind: type, what: str) -> tuple:
+    if isinstance(values, Sequence | set | frozenset):
+        found = tuple(values)
+        if all(isinstance(value, kind) and not isinstance(value, bool) for value in found):
+            return found
+    raise RequestError(f"{name} is {values!r}; give a list of {what}.")
+
+
+def _whole(name: str, value: object, low: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise RequestError(f"{name} is {value!r}; give a whole number of {low} or more.")
+
+
+def _number(name: str, value: Any, low: float, high: float, above: bool = False) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and low <= value <= high and math.isfinite(value) and not (above and value == low):
+        return
+    start = f"above {low:g}" if above else f"of {low:g} or more"
+    end = "" if high == math.inf else f", at most {high:g}"
+    raise RequestError(f"{name} is {value!r}; give a number {start}{end}.")
+
+
+def penalise(logits_BV: Tensor, seen_BV: Tensor, penalty_B1: Tensor) -> Tensor:
+    """Divide positive and multiply negative logits of seen tokens (Keskar et al. 2019, 4.1)."""
+    changed = torch.where(logits_BV > 0, logits_BV / penalty_B1, logits_BV * penalty_B1)
+    return torch.where(seen_BV, changed, logits_BV)
+
+
+def restrict(logits_RV: Tensor, top_k_R1: Tensor, top_p_R1: Tensor, min_p_R1: Tensor) -> Tensor:
+    """Set logits outside top-k, then top-p, then min-p to -inf; the likeliest token always stays.
+
+    Args:
+        top_k_R1: int64, V where every token may be chosen.
+    """
+    vocabulary = logits_RV.shape[1]
+    low = -math.inf
+    if bool((top_k_R1 < vocabulary).any()) or bool((top_p_R1 < 1).any()):
+        ascending, order = logits_RV.sort(dim=-1)
+        kth_R1 = ascending.gather(1, vocabulary - top_k_R1)
+        ascending = ascending.masked_fill(ascending < kth_R1, low)
+        # float64: over a long tail, float32 sums would miss top_p = 0.999 by several tokens.
+        mass = ascending.double().softmax(dim=-1).cumsum(dim=-1)
+        drop = (mass <= 1 - top_p_R1) & (top_p_R1 < 1)
+        drop[:, -1] = False
+        drop |= ascending == low
+        logits_RV = logits_RV.masked_fill(drop.scatter(1, order, drop), low)
+    if bool((min_p_R1 > 0).any()):
+        floor_R1 = logits_RV.amax(dim=-1, keepdim=True) + min_p_R1.log()
+        logits_RV = logits_RV.masked_fill(logits_RV < floor_R1, low)
+    return logits_RV
+
+
+def draw(logits_RV: Tensor, uniform_R1: Tensor) -> Tensor:
+    """One token per row: the first whose cumulated probability exceeds ``uniform`` in [0, 1)."""
+    mass = logits_RV.double().softmax(dim=-1).cumsum(dim=-1)
+    ids = torch.searchsorted(mass, uniform_R1 * mass[:, -1:], right=True)
+    return ids.clamp_max_(logits_RV.shape[1] - 1).squeeze(1)
+
+
+class Sampler:
+    """Chooses the next tokens of a batch; rows leave with :meth:`select_rows`."""
+
+    def __init__(
+        self,
+        params: Sequence[SamplingParams],
+        prompts: Sequence[Sequence[int]],
+        ends: Sequence[Collection[int]],
+        budgets: Sequence[int],
+        vocabulary: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Prepare a batch.
+
+        Args:
+            ends: the token ids that end each row; forbidden for its first ``min_tokens`` steps.
+            budgets: the steps that each row will make at most.
+        """
+
+        def column(values: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.tensor(values, dtype=dtype, device=device)[:, None]
+
+        self._all_greedy = all(p.greedy for p in params)
+        self._rows: dict[str, Tensor] = {}
+        if not self._all_greedy:
+            wide = [vocabulary if p.top_k < 1 else min(p.top_k, vocabulary) for p in params]
+            self._rows = {
+                "greedy": torch.tensor([p.greedy for p in params], device=device),
+                "temperature": column([1.0 if p.greedy else p.temperature for p in params]),
+                "top_k": column(wide, torch.int64),
+                "top_p": column([p.top_p for p in params], torch.float64),
+                "min_p": column([p.min_p for p in params]),
+                "uniform": _uniforms(params, budgets).to(device),
+            }
+        if any(p.repetition_penalty != 1 for p in params):
+            seen = torch.zeros(len(params), vocabulary, dtype=torch.bool)
+            for row, prompt in enumerate(prompts):
+                seen[row, torch.tensor(prompt)] = True
+            self._rows["seen"] = seen.to(device)
+            self._rows["penalty"] = column([p.repetition_penalty for p in params])
+        self._last_forbidden = max((p.min_tokens for p in params), default=0)
+        if self._last_forbidden:
+            ending = torch.zeros(len(params), vocabulary, dtype=torch.bool)
+            for row, ids in enumerate(ends):
+                ending[row, [i for i in ids if i < vocabulary]] = True
+            self._rows["ending"] = ending.to(device)
+            self._rows["min_tokens"] = column([p.min_tokens for p in params], torch.int64)
+
+    def select_rows(self, rows_R: Tensor) -> None:
+        """Keep the rows ``rows_R`` (int64), in that order."""
+        self._rows = {name: value.index_select(0, rows_R) for name, value in self._rows.items()}
+
+    def __call__(self, logits_BV: Tensor, step: int) -> Tensor:
+        """The tokens ``[B]`` of the step (the first is 0)."""
+        rows, logits_BV = self._rows, logits_BV.float()
+        if "seen" in rows:
+            logits_BV = penalise(logits_BV, rows["seen"], rows["penalty"])
+        if step < self._last_forbidden:
+            forbidden = rows["ending"] & (rows["min_tokens"] > step)
+            logits_BV = logits_BV.masked_fill(forbidden, -math.inf)
+        ids_B = logits_BV.argmax(dim=-1)
+        if not self._all_greedy:
+            scaled = logits_BV / rows["temperature"]
+            kept = restrict(scaled, rows["top_k"], rows["top_p"], rows["min_p"])
+            drawn_B = draw(kept, rows["uniform"][:, step : step + 1])
+            ids_B = torch.where(rows["greedy"], ids_B, drawn_B)
+        if "seen" in rows:
+            rows["seen"].scatter_(1, ids_B[:, None], True)
+        return ids_B
+
+
+def _uniforms(params: Sequence[SamplingParams], budgets: Sequence[int]) -> Tensor:
+    """All random numbers that each row will need, from its own seed: ``[B, steps]`` float64."""
+    uniform = torch.zeros(len(params), max(budgets), dtype=torch.float64)
+    for row, (p, budget) in enumerate(zip(params, budgets, strict=True)):
+        if not p.greedy:
+            seed = secrets.randbits(63) if p.seed is None else p.seed % 2**63
+            generator = torch.Generator().manual_seed(seed)
+            uniform[row, :budget] = torch.rand(budget, generator=generator, dtype=torch.float64)
+    return uniform

@@ -1,0 +1,74 @@
+"""Symmetric int8 weights with one scale per output: ``w ≈ q · scale``, q in -127..127.
+
+Shapes: M rows of activations, K inputs, N outputs.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+# Up to so many rows, reading int8 weights beats widening them for a float product (measured on
+# AVX2: 4 times faster than a float32 product at 1 row, 1.3 times at 16, slower from 32).
+_PACKED_ROWS = 16
+
+
+def quantize_rows(weight_NK: Tensor, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Round each row to int8; returns ``q`` int8 ``[N, K]`` and ``scale`` ``[N, 1]``.
+
+    The error of a weight is at most half a scale. Codes are computed with the scale as it is
+    stored, so a short ``scale_dtype`` adds no error of its own.
+    """
+    weight_NK = weight_NK.float()
+    exact_N1 = weight_NK.abs().amax(dim=1, keepdim=True) / 127
+    scale_N1 = exact_N1.to(scale_dtype)
+    # A scale that was rounded down would not reach the largest weight: take the next one up.
+    short = scale_N1.float() < exact_N1
+    scale_N1 = torch.where(short, torch.nextafter(scale_N1, scale_N1 + 1), scale_N1)
+    scale_N1 = torch.where(exact_N1 == 0, torch.ones_like(scale_N1), scale_N1)
+    codes = (weight_NK / scale_N1.float()).round().clamp(-127, 127)
+    return codes.to(torch.int8), scale_N1
+
+
+def int8_linear_reference(
+    x_MK: Tensor, weight_NK: Tensor, scale_N1: Tensor, bias_N: Tensor | None = None
+) -> Tensor:
+    """``x · (q · scale)ᵀ + bias`` as it is written, in the dtype of ``x``."""
+    return functional.linear(x_MK, weight_NK.to(x_MK.dtype) * scale_N1.to(x_MK.dtype), bias_N)
+
+
+def int8_linear(
+    x_MK: Tensor, weight_NK: Tensor, scale_N1: Tensor, bias_N: Tensor | None = None
+) -> Tensor:
+    """See :func:`int8_linear_reference`; the scale is applied after the sum over K."""
+    scale_N = scale_N1.to(x_MK.dtype).squeeze(1)
+    if x_MK.device.type == "cpu" and x_MK.shape[0] <= _PACKED_ROWS:
+        y_MN = torch._weight_int8pack_mm(x_MK.contiguous(), weight_NK, scale_N)
+    else:
+        y_MN = functional.linear(x_MK, weight_NK.to(x_MK.dtype)) * scale_N
+    return y_MN if bias_N is None else y_MN + bias_N
+
+
+class Int8Linear(nn.Module):
+    """A linear layer with int8 weights; stands where an ``nn.Linear`` stood.
+
+    State: ``weight`` int8 ``[N, K]``, ``weight_scale`` ``[N, 1]``, and ``bias`` ``[N]`` or None.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self, inputs: int, outputs: int, bias: bool, dtype: torch.dtype = torch.float32
+    ) -> None:
+        """Allocate on the default device; ``dtype`` is that of the scale and the bias."""
+        super().__init__()
+        self.in_features, self.out_features = inputs, outputs
+        self.register_buffer("weight", torch.empty(outputs, inputs, dtype=torch.int8))
+        self.register_buffer("weight_scale", torch.empty(outputs, 1, dtype=dtype))
+        self.register_buffer("bias", torch.empty(outputs, dtype=dtype) if bias else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., K]`` to ``[..., N]`` in the dtype of ``x``."""
+        y_MN = int8_linear(x.flatten(0, -2), self.weight, self.weight_scale, self.bias)
+        return y_MN.unflatten(0, x.shape[:-1])

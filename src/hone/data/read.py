@@ -9,7 +9,7 @@ import json
 import re
 import unicodedata
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,15 +115,15 @@ def read_examples(path: str | Path, split_key: str = "split") -> list[QuestionSq
 
 
 @contextmanager
-def _open_bytes(path: Path) -> Iterator[IO[bytes]]:
-    """Open a plain or compressed file for reading lines of bytes, errors turned into sentences."""
+def _open_bytes(path: Path) -> Iterator[Iterable[bytes]]:
+    """The lines of a plain or compressed file, errors turned into sentences."""
     try:
         if path.suffix == ".gz":
             with gzip.open(path, "rb") as file:
-                yield file  # type: ignore[misc]
-        elif path.suffix == ".zst":
-            with _open_zstd(path) as file:
                 yield file
+        elif path.suffix == ".zst":
+            with open(path, "rb") as file:
+                yield _zstandard_lines(file, path)
         else:
             with open(path, "rb") as file:
                 yield file
@@ -132,24 +132,34 @@ def _open_bytes(path: Path) -> Iterator[IO[bytes]]:
     except IsADirectoryError as error:
         raise DataError(f"{path} is a folder; name a .jsonl file in it.") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path} is no whole gzip file: {error}.") from error
+        raise DataError(f"{path} is not a whole gzip file: {error}.") from error
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
 
 
-@contextmanager
-def _open_zstd(path: Path) -> Iterator[IO[bytes]]:
+def _zstandard_lines(file: IO[bytes], path: Path) -> Iterator[bytes]:
     try:
         import zstandard
     except ImportError as error:
         raise DataError(
             f'{path} is compressed with Zstandard: pip install "hone-llm[zstd]", or decompress it.'
         ) from error
+    # By hand, because the library's reader takes a truncated file for one that ends there.
+    new = zstandard.ZstdDecompressor().decompressobj
+    decoder, rest = new(), b""
     try:
-        with zstandard.open(path, "rb") as file:
-            yield file
+        while chunk := file.read(1 << 20):
+            while chunk:
+                if decoder.eof:  # a file may be several frames
+                    decoder = new()
+                *lines, rest = (rest + decoder.decompress(chunk)).split(b"\n")
+                yield from lines
+                chunk = decoder.unused_data
     except zstandard.ZstdError as error:
-        raise DataError(f"{path} is no whole Zstandard file: {error}.") from error
+        raise DataError(f"{path} is not a whole Zstandard file: {error}.") from error
+    if not decoder.eof:
+        raise DataError(f"{path} is not a whole Zstandard file: it ends in the middle.")
+    yield rest
 
 
 def _record(

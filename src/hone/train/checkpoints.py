@@ -23,7 +23,6 @@ from torch import Tensor
 from hone.core.errors import CheckpointError, DataError
 from hone.core.files import (
     atomic_dir,
-    make_directory,
     read_json,
     remove_leftovers,
     sha256_file,
@@ -94,10 +93,12 @@ class CheckpointStore:
         remove_leftovers(self.folder)
         damaged: list[tuple[Path, str]] = []
         for step, path in reversed(self._all()):
-            try:
-                manifest = _verified_manifest(path)
-            except CheckpointError as error:
-                damaged.append((path, str(error)))
+            if not (path / _MANIFEST).exists():
+                _delete(path)  # a deletion that was killed half way
+                continue
+            manifest, damage = _verified_manifest(path)
+            if damage:
+                damaged.append((path, damage))
                 continue
             for bad, reason in damaged:
                 _log.warning("%s Going on from %s.", reason, path.name)
@@ -130,25 +131,30 @@ def _delete(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def _verified_manifest(path: Path) -> dict[str, Any]:
+def _verified_manifest(path: Path) -> tuple[dict[str, Any], str]:
+    """The manifest, and a sentence on the damage to the checkpoint, empty when there is none.
+
+    Raises:
+        CheckpointError: it was written by another version; that is no damage.
+    """
     try:
         manifest = read_json(path / _MANIFEST)
     except DataError as error:
-        raise CheckpointError(f"The checkpoint {path} has no readable manifest: {error}") from error
+        return {}, f"The checkpoint {path} is damaged: {error}"
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-        raise CheckpointError(f"The manifest of the checkpoint {path} is not one of ours.")
+        return {}, f"The checkpoint {path} is damaged: its manifest names no files."
     if manifest.get("format") != _FORMAT:
         raise CheckpointError(
-            f"The checkpoint {path} has format {manifest.get('format')}; this version of hone "
-            f"reads {_FORMAT}."
+            f"The checkpoint {path} has format {manifest.get('format')!r}; this version of hone "
+            f"reads format {_FORMAT}. Use the version that wrote it, or start over with --fresh."
         )
     for name, digest in manifest["files"].items():
         file = path / name
         if not file.is_file():
-            raise CheckpointError(f"The checkpoint {path} is incomplete: {name} is missing.")
+            return {}, f"The checkpoint {path} is damaged: {name} is missing."
         if sha256_file(file) != digest:
-            raise CheckpointError(f"The checkpoint {path} is damaged: {name} has changed.")
-    return manifest
+            return {}, f"The checkpoint {path} is damaged: {name} is not as it was written."
+    return manifest, ""
 
 
 def _write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
@@ -178,10 +184,3 @@ def _write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
             file.write(data)
             digest.update(data)
     return digest.hexdigest()
-
-
-def ensure_writable(folder: Path) -> None:
-    """Fail now, in one sentence, rather than at the first checkpoint."""
-    make_directory(folder)
-    write_json(folder / ".hone-writable", {})
-    (folder / ".hone-writable").unlink()

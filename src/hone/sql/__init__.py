@@ -4,8 +4,11 @@ Belongs here: whatever needs a database or understands SQL text, without any mod
 Not here: prompts (``text``), training files (``data``), scores over a model (``evals``).
 """
 
+from hone.sql.canonical import canonical_sql
+from hone.sql.compare import execution_match, is_ordered, same_rows
 from hone.sql.execute import Database, Result, open_database
 from hone.sql.identifiers import quote_identifier
+from hone.sql.linking import Link, ValueIndex
 from hone.sql.schema import Column, ForeignKey, Labels, Schema, Table, read_schema
 
 __all__ = [
@@ -13,10 +16,16 @@ __all__ = [
     "Database",
     "ForeignKey",
     "Labels",
+    "Link",
     "Result",
     "Schema",
     "Table",
+    "ValueIndex",
+    "canonical_sql",
+    "execution_match",
+    "is_ordered",
     "open_database",
     "quote_identifier",
     "read_schema",
+    "same_rows",
 ]

@@ -138,7 +138,8 @@ def sample(
                 break
             piece = _fetch(
                 connection,
-                f"SELECT {columns}, {rowid} FROM {name} WHERE {rowid} >= ? ORDER BY {rowid} LIMIT ?",
+                f"SELECT {columns}, {rowid} FROM {name} WHERE {rowid} >= ? "
+                f"ORDER BY {rowid} LIMIT ?",
                 start,
                 size,
             )

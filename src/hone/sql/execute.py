@@ -138,7 +138,7 @@ class Database:
         elif action == sqlite3.SQLITE_PRAGMA and one in _HARMLESS_PRAGMAS and two is None:
             return sqlite3.SQLITE_OK
         else:
-            # A table function that was not woken, such as pragma_table_info, is declared as a write.
+            # A table function that was not woken (pragma_table_info) declares itself by a write.
             is_function = action == sqlite3.SQLITE_UPDATE and one == "sqlite_master"
             self._denied = (
                 "a table function"

@@ -4,15 +4,17 @@ Here: arithmetic on tensors, with hand-written gradients where they pay, and the
 Not here: parameters, modules, files, or anything that knows a model's layout.
 """
 
-from hone.kernels.attention import attention, packed_attention
+from hone.kernels.attention import attention
 from hone.kernels.cross_entropy import projected_cross_entropy
 from hone.kernels.device import preferred_dtype
 from hone.kernels.linear import adjoin, project
 from hone.kernels.norm import rms_norm
+from hone.kernels.packed import PackedLayout, packed_attention
 from hone.kernels.rotary import apply_rotary, rotary_table
 from hone.kernels.swiglu import swiglu
 
 __all__ = [
+    "PackedLayout",
     "adjoin",
     "apply_rotary",
     "attention",

@@ -1,10 +1,7 @@
-"""Causal attention with grouped key/value heads (Ainslie et al. 2023), for batches and for packs.
+"""Causal attention with grouped key/value heads (Ainslie et al. 2023).
 
-Shapes: B batch, T query positions, S key positions, H query heads, K key/value heads, D head size,
-N packed tokens.
+Shapes: B batch, T query positions, S key positions, H query heads, K key/value heads, D head size.
 """
-
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -34,20 +31,3 @@ def attention(
     return functional.scaled_dot_product_attention(
         q_BHTD, k_BKSD, v_BKSD, attn_mask=visible_BHTS, enable_gqa=grouped
     )
-
-
-def packed_attention_reference(
-    q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, cu_seqlens: Tensor
-) -> Tensor:
-    """Causal attention inside each segment ``cu_seqlens[i]:cu_seqlens[i+1]``; ``[N, H, D]``."""
-    parts = []
-    bounds = cu_seqlens.tolist()
-    for start, end in pairwise(bounds):
-        q, k, v = (x[start:end].transpose(0, 1)[None] for x in (q_NHD, k_NKD, v_NKD))
-        parts.append(attention(q, k, v)[0].transpose(0, 1))
-    return torch.cat(parts)
-
-
-def packed_attention(q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """See :func:`packed_attention_reference`."""
-    return packed_attention_reference(q_NHD, k_NKD, v_NKD, cu_seqlens)

@@ -1,28 +1,37 @@
 """The seam that every product with a weight goes through.
 
-Shapes: N rows, E inputs, F outputs of one module.
+Shapes: N rows, E inputs, F outputs of all modules together.
 """
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
 
 
-def project(x_NE: Tensor, modules: Sequence[nn.Module]) -> tuple[Tensor, ...]:
-    """``tuple(module(x_NE) for module in modules)``, as one product where that can be.
+def project_reference(x_NE: Tensor, modules: Sequence[nn.Module]) -> Tensor:
+    """The modules' outputs side by side: ``cat([module(x) for module in modules], dim=-1)``."""
+    return torch.cat([module(x_NE) for module in modules], dim=-1)
 
-    Plain ``nn.Linear`` modules are computed together; anything else (a quantized or an adapted
-    layer that took the place of one) is called.
+
+def project(x_NE: Tensor, modules: Sequence[nn.Module]) -> Tensor:
+    """See :func:`project_reference`; plain ``nn.Linear`` modules are computed as one product.
+
+    Anything else (a quantized or an adapted layer that took the place of one) is called.
     """
+    if len(modules) == 1:
+        return modules[0](x_NE)
     linears = [module for module in modules if type(module) is nn.Linear]
-    if len(modules) == 1 or len(linears) < len(modules):
-        return tuple(module(x_NE) for module in modules)
-    weight = torch.cat([linear.weight for linear in linears])
+    if len(linears) < len(modules):
+        return project_reference(x_NE, modules)
     bias = torch.cat([linear.bias for linear in linears]) if linears[0].bias is not None else None
-    sizes = [linear.out_features for linear in linears]
-    return functional.linear(x_NE, weight, bias).split(sizes, dim=-1)
+    weights = [linear.weight for linear in linears]
+    if torch.is_grad_enabled() and (x_NE.requires_grad or weights[0].requires_grad):
+        product: Tensor = _JointProduct.apply(x_NE, *weights)
+        return product if bias is None else product + bias
+    return functional.linear(x_NE, joined(weights), bias)
 
 
 def adjoin(modules: Sequence[nn.Module]) -> None:
@@ -37,3 +46,41 @@ def adjoin(modules: Sequence[nn.Module]) -> None:
     parts = weight.split([linear.out_features for linear in linears])
     for linear, part in zip(linears, parts, strict=True):
         linear.weight.data = part
+
+
+def joined(weights: Sequence[Tensor]) -> Tensor:
+    """``torch.cat(weights)`` for use without gradients: a view where they lie adjoined."""
+    first = weights[0]
+    end, storage = first.data_ptr(), first.untyped_storage().data_ptr()
+    for weight in weights:
+        if (
+            weight.data_ptr() != end
+            or weight.untyped_storage().data_ptr() != storage
+            or not weight.is_contiguous()
+            or weight.dtype != first.dtype
+        ):
+            return torch.cat([weight.detach() for weight in weights])
+        end += weight.numel() * weight.element_size()
+    rows = sum(weight.shape[0] for weight in weights)
+    return first.detach().as_strided((rows, first.shape[1]), (first.shape[1], 1))
+
+
+class _JointProduct(torch.autograd.Function):
+    """``x · cat(weights)ᵀ``; its gradients are two products as well, with nothing copied."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x_NE: Tensor, *weights: Tensor) -> Tensor:
+        ctx.save_for_backward(x_NE, *weights)
+        return functional.linear(x_NE, joined(weights))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad_NF: Tensor) -> tuple[Tensor | None, ...]:
+        x_NE, *weights = ctx.saved_tensors  # type: ignore[attr-defined]
+        grad_x, *wanted = ctx.needs_input_grad  # type: ignore[attr-defined]
+        dx_NE = grad_NF @ joined(weights) if grad_x else None
+        if not any(wanted):
+            return dx_NE, *(None for _ in weights)
+        rows = [weight.shape[0] for weight in weights]
+        dweight_FE = grad_NF.flatten(0, -2).t() @ x_NE.flatten(0, -2)
+        return dx_NE, *dweight_FE.split(rows)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hone.kernels import (
+    PackedLayout,
     adjoin,
     apply_rotary,
     attention,
@@ -28,8 +29,8 @@ from hone.models.config import LlamaConfig
 
 IGNORED_LABEL = -100
 
-# attend(layer, q_NHD, k_NKD, v_NKD) -> o_NHD
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+# attend(layer, qkv_NC, rotary) -> o_NH: rotates, and knows which tokens belong together.
+Attend = Callable[[int, Tensor, Tensor], Tensor]
 
 
 class CausalOutput(NamedTuple):
@@ -66,7 +67,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
-        self.layer, self.head_dim = layer, config.head_dim
+        self.layer = layer
         size, bias = config.hidden_size, config.attention_bias
         heads = config.num_attention_heads * config.head_dim
         kv_heads = config.num_key_value_heads * config.head_dim
@@ -76,14 +77,9 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(heads, size, bias=bias)
 
     def forward(self, x_NE: Tensor, rotary: Tensor, attend: Attend) -> Tensor:
-        """Attention's output ``[N, E]``; ``attend`` knows which tokens belong together."""
-        q, k, v = (
-            part.unflatten(-1, (-1, self.head_dim))
-            for part in project(x_NE, (self.q_proj, self.k_proj, self.v_proj))
-        )
-        o_NHD = attend(self.layer, apply_rotary(q, rotary), apply_rotary(k, rotary), v)
-        (out,) = project(o_NHD.flatten(-2), (self.o_proj,))
-        return out
+        """Attention's output ``[N, E]``."""
+        qkv_NC = project(x_NE, (self.q_proj, self.k_proj, self.v_proj))
+        return project(attend(self.layer, qkv_NC, rotary), (self.o_proj,))
 
 
 class FeedForward(nn.Module):
@@ -98,9 +94,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x_NE: Tensor) -> Tensor:
         """``down(silu(gate(x)) · up(x))``."""
-        gate_NF, up_NF = project(x_NE, (self.gate_proj, self.up_proj))
-        (out,) = project(swiglu(gate_NF, up_NF), (self.down_proj,))
-        return out
+        gate_up_N2F = project(x_NE, (self.gate_proj, self.up_proj))
+        return project(swiglu(gate_up_N2F), (self.down_proj,))
 
 
 class Block(nn.Module):
@@ -225,13 +220,18 @@ class LlamaForCausalLM(nn.Module):
         else:
             positions_BT = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, past:]
 
-        def attend(layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor) -> Tensor:
+        heads, kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
+
+        def attend(layer: int, qkv_NC: Tensor, rotary: Tensor) -> Tensor:
+            qkv_NCD = qkv_NC.unflatten(-1, (heads + 2 * kv_heads, -1))
+            qk_NCD, v_NKD = qkv_NCD.split((heads + kv_heads, kv_heads), dim=1)
+            q_NHD, k_NKD = apply_rotary(qk_NCD, rotary).split((heads, kv_heads), dim=1)
             q, k, v = (
                 x.unflatten(0, (batch, length)).transpose(1, 2) for x in (q_NHD, k_NKD, v_NKD)
             )
             if cache is not None:
                 k, v = cache.update(layer, k, v)
-            return attention(q, k, v, attention_mask).transpose(1, 2).flatten(0, 1)
+            return attention(q, k, v, attention_mask).transpose(1, 2).reshape(batch * length, -1)
 
         hidden_NE = self.model(input_ids.flatten(), positions_BT.flatten(), attend)
         if cache is not None:
@@ -252,9 +252,11 @@ class LlamaForCausalLM(nn.Module):
                 already shifted (the label of a position is the token that follows it), -100 where
                 there is none.
         """
+        layout = PackedLayout(batch.cu_seqlens)
+        heads, kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
 
-        def attend(_: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor) -> Tensor:
-            return packed_attention(q_NHD, k_NKD, v_NKD, batch.cu_seqlens)
+        def attend(_: int, qkv_NC: Tensor, rotary: Tensor) -> Tensor:
+            return packed_attention(qkv_NC, rotary, layout, heads, kv_heads)
 
         hidden_NE = self.model(batch.input_ids_N, batch.position_ids_N, attend)
         chosen = (batch.labels_N != IGNORED_LABEL).nonzero().squeeze(-1)

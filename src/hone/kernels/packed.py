@@ -1,0 +1,261 @@
+"""Attention over sequences that lie behind one another, with no padding outside of it.
+
+Sequences of similar length form a group; only inside a group are the shorter ones padded, on the
+right, where causality hides the padding from every real query. All index work is done once per
+batch in :class:`PackedLayout`; moving rows in and out of groups is then one gather each way.
+
+Shapes: N tokens, H query heads, K key/value heads, G = H / K, C = H + 2K, D head size; in one
+group n sequences of up to T tokens.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from hone.kernels.attention import attention
+from hone.kernels.rotary import apply_rotary_reference
+
+# A sequence joins a group while it has this share of the group's longest.
+_LEAST_SHARE = 0.88
+# Longer sequences are cut into blocks of queries, each of which sees only the keys before its end.
+_BLOCK = 128
+_UNCUT = 192
+# Probabilities of sequences up to this length are kept for the backward pass, else recomputed.
+_LONGEST_KEPT = 1024
+
+
+class _Group(NamedTuple):
+    count: int  # n
+    length: int  # T
+    first_slot: int  # tokens, padding included, of the groups before
+
+
+class _Rows(NamedTuple):
+    """For H and K heads: which row of D values goes where."""
+
+    q: Tensor  # row of [N, H + K] for every slot of the queries
+    k: Tensor
+    v: Tensor  # row of [N, C]
+    o: Tensor  # row of [N, H]
+    padding: Tensor  # slots of o that belong to no token
+    from_q: Tensor  # the inverse: slot for every row of [N, H]
+    from_qk: Tensor  # slot of q, or of k counted after all of q, for every row of [N, H + K]
+    from_v: Tensor
+
+
+class PackedLayout:
+    """Which tokens of a pack belong together, and where they go for attention."""
+
+    def __init__(self, cu_seqlens: Tensor) -> None:
+        """Plan the groups for the bounds ``cu_seqlens`` (int ``[n + 1]``, from 0 to N)."""
+        self.cu_seqlens = cu_seqlens
+        bounds = cu_seqlens.tolist()
+        self.tokens = bounds[-1]
+        spans = sorted((end - start, start) for start, end in pairwise(bounds) if end > start)
+        self.groups: list[_Group] = []
+        tokens, valid, slots = [], [], 0
+        while spans:
+            longest = spans[-1][0]
+            first = next(i for i, (size, _) in enumerate(spans) if size >= _LEAST_SHARE * longest)
+            members, spans = spans[first:], spans[:first]
+            size_n1, start_n1 = torch.tensor(members).t()[:, :, None]
+            place_T = torch.arange(longest)
+            tokens.append((start_n1 + torch.minimum(place_T, size_n1 - 1)).flatten())
+            valid.append((place_T < size_n1).flatten())
+            self.groups.append(_Group(len(members), longest, slots))
+            slots += len(members) * longest
+        self.slots = slots
+        self._token, self._valid = torch.cat(tokens), torch.cat(valid)
+        self._rows: dict[tuple[int, int], _Rows] = {}
+
+    def rows(self, heads: int, kv_heads: int) -> _Rows:
+        """The row indices for H and K heads, made on first use."""
+        if (heads, kv_heads) not in self._rows:
+            self._rows[heads, kv_heads] = self._plan_rows(heads, kv_heads)
+        return self._rows[heads, kv_heads]
+
+    def _by_head(self, values: Tensor, offsets: Tensor) -> Tensor:
+        """``values[slot] + offset`` laid out as [group][n, head, T]."""
+        parts = []
+        for count, length, first in self.groups:
+            part = values[first : first + count * length].view(count, 1, length)
+            parts.append((part + offsets.view(1, -1, 1)).flatten())
+        return torch.cat(parts)
+
+    def _plan_rows(self, heads: int, kv_heads: int) -> _Rows:
+        token, both, device = self._token, heads + kv_heads, self.cu_seqlens.device
+        head_H, head_K = torch.arange(heads), torch.arange(kv_heads)
+        o = self._by_head(token * heads, head_H)
+        k_heads = self._by_head(token * kv_heads, head_K)
+        real_H = self._by_head(self._valid.long(), torch.zeros_like(head_H)).bool()
+        real_K = self._by_head(self._valid.long(), torch.zeros_like(head_K)).bool()
+        from_q = torch.empty(self.tokens * heads, dtype=torch.int64)
+        from_q[o[real_H]] = real_H.nonzero()[:, 0]
+        from_k = torch.empty(self.tokens * kv_heads, dtype=torch.int64)
+        from_k[k_heads[real_K]] = real_K.nonzero()[:, 0]
+        from_qk = torch.cat(
+            (from_q.view(-1, heads), from_k.view(-1, kv_heads) + len(o)), dim=1
+        ).flatten()
+        rows = _Rows(
+            q=self._by_head(token * both, head_H),
+            k=self._by_head(token * both, head_K + heads),
+            v=self._by_head(token * (both + kv_heads), head_K + both),
+            o=o,
+            padding=(~real_H).nonzero()[:, 0],
+            from_q=from_q,
+            from_qk=from_qk,
+            from_v=from_k,
+        )
+        return _Rows(*(index.to(device) for index in rows))
+
+
+def packed_attention_reference(
+    qkv_NC: Tensor, rotary: Tensor, layout: PackedLayout, heads: int, kv_heads: int
+) -> Tensor:
+    """Rotary positions and causal attention inside each sequence of the pack.
+
+    Args:
+        qkv_NC: ``[N, C · D]``: H query heads, K key heads, K value heads side by side.
+        rotary: cosines and sines ``[2, N, D/2]``, from ``rotary_table``.
+        layout: the bounds of the sequences.
+        heads: H.
+        kv_heads: K.
+
+    Returns:
+        ``[N, H · D]``.
+    """
+    qkv_NCD = qkv_NC.unflatten(-1, (heads + 2 * kv_heads, -1))
+    q, k, v = qkv_NCD.split((heads, kv_heads, kv_heads), dim=1)
+    q, k = apply_rotary_reference(q, rotary), apply_rotary_reference(k, rotary)
+    parts = []
+    for start, end in pairwise(layout.cu_seqlens.tolist()):
+        alone = (x[start:end].transpose(0, 1)[None] for x in (q, k, v))
+        parts.append(attention(*alone)[0].transpose(0, 1))
+    return torch.cat(parts).flatten(1)
+
+
+def packed_attention(
+    qkv_NC: Tensor, rotary: Tensor, layout: PackedLayout, heads: int, kv_heads: int
+) -> Tensor:
+    """See :func:`packed_attention_reference`; the arithmetic is in float32 or better."""
+    out: Tensor = _PackedAttention.apply(qkv_NC, rotary, layout, heads, kv_heads)
+    return out
+
+
+class _PackedAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        qkv_NC: Tensor,
+        rotary: Tensor,
+        layout: PackedLayout,
+        heads: int,
+        kv_heads: int,
+    ) -> Tensor:
+        rows, both = layout.rows(heads, kv_heads), heads + kv_heads
+        qkv = qkv_NC.float().view(len(qkv_NC), both + kv_heads, -1)
+        size = qkv.shape[-1]
+        # A pair (i, i + D/2) is one complex number and its rotation one product. Queries and keys
+        # stay interleaved after that: their scores do not change when both are permuted alike.
+        # Each takes D^-1/4, so that scores come out scaled.
+        turn = torch.complex(*rotary.float().mul(size**-0.25))[:, None]
+        pairs = torch.complex(qkv[:, :both, : size // 2], qkv[:, :both, size // 2 :]).mul_(turn)
+        qk_rows = torch.view_as_real(pairs).view(-1, size)
+        q = qk_rows.index_select(0, rows.q)
+        k = qk_rows.index_select(0, rows.k)
+        v = qkv.view(-1, size).index_select(0, rows.v)
+        o = torch.empty_like(q)
+        kept = []
+        for group in layout.groups:
+            for part in _parts(group, heads, kv_heads, q, k, v, o):
+                p = _probabilities(part)
+                torch.bmm(p, part.v, out=part.o)
+                if group.length <= _LONGEST_KEPT:
+                    kept.append(p)
+        ctx.save_for_backward(q, k, v, turn, *kept)
+        ctx.plan = (layout, heads, kv_heads, qkv_NC.dtype)  # type: ignore[attr-defined]
+        return o.index_select(0, rows.from_q).view(len(qkv_NC), -1).to(qkv_NC.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        layout, heads, kv_heads, dtype = ctx.plan  # type: ignore[attr-defined]
+        q, k, v, turn, *kept = ctx.saved_tensors  # type: ignore[attr-defined]
+        rows, both, size = layout.rows(heads, kv_heads), heads + kv_heads, q.shape[-1]
+        do = grad.float().reshape(-1, size).index_select(0, rows.o)
+        do.index_fill_(0, rows.padding, 0.0)
+        dqk = q.new_zeros(len(q) + len(k), size)
+        dq, dk, dv = dqk[: len(q)], dqk[len(q) :], torch.zeros_like(v)
+        remembered = iter(kept)
+        for group in layout.groups:
+            parts = _parts(group, heads, kv_heads, q, k, v, do)
+            gradients = _parts(group, heads, kv_heads, dq, dk, dv, do)
+            for part, gradient in zip(parts, gradients, strict=True):
+                long = group.length > _LONGEST_KEPT
+                p = _probabilities(part) if long else next(remembered)
+                gradient.v.baddbmm_(p.transpose(1, 2), part.o)
+                dp = torch.bmm(part.o, part.v.transpose(1, 2))
+                ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
+                torch.bmm(ds, part.k, out=gradient.q)
+                gradient.k.baddbmm_(ds.transpose(1, 2), part.q)
+        pairs = torch.view_as_complex(
+            dqk.index_select(0, rows.from_qk).view(-1, both, size // 2, 2)
+        )
+        pairs.mul_(turn.conj())
+        out = q.new_empty(layout.tokens, both + kv_heads, size)
+        out[:, :both, : size // 2] = pairs.real
+        out[:, :both, size // 2 :] = pairs.imag
+        out[:, both:] = dv.index_select(0, rows.from_v).view(-1, kv_heads, size)
+        return out.view(layout.tokens, -1).to(dtype), None, None, None, None
+
+
+class _Part(NamedTuple):
+    """One product of queries with keys: ``[batch, rows, D]`` views into a group."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    o: Tensor
+    causal: int  # the last so many keys are hidden causally; rows repeat every so many
+
+
+def _parts(
+    group: _Group, heads: int, kv_heads: int, q: Tensor, k: Tensor, v: Tensor, o: Tensor
+) -> Iterator[_Part]:
+    """Cut a group into products: all heads that share keys at once, or blocks of queries."""
+    count, length, first = group
+    shared, size = heads // kv_heads, q.shape[-1]
+
+    def rows(x: Tensor, heads: int) -> Tensor:
+        return x[first * heads : (first + count * length) * heads]
+
+    keys = rows(k, kv_heads).view(count * kv_heads, length, size)
+    values = rows(v, kv_heads).view(count * kv_heads, length, size)
+    queries = rows(q, heads).view(count * kv_heads, shared, length, size)
+    outputs = rows(o, heads).view(count * kv_heads, shared, length, size)
+    if length <= _UNCUT:
+        yield _Part(queries.flatten(1, 2), keys, values, outputs.flatten(1, 2), length)
+        return
+    for head in range(shared):
+        for start in range(0, length, _BLOCK):
+            end = min(start + _BLOCK, length)
+            yield _Part(
+                queries[:, head, start:end],
+                keys[:, :end],
+                values[:, :end],
+                outputs[:, head, start:end],
+                end - start,
+            )
+
+
+def _probabilities(part: _Part) -> Tensor:
+    """The softmax of the causal scores."""
+    scores = torch.bmm(part.q, part.k.transpose(1, 2))
+    hidden = torch.full((part.causal, part.causal), float("-inf"), device=scores.device).triu_(1)
+    last = scores[:, :, scores.shape[2] - part.causal :]
+    last.unflatten(1, (-1, part.causal)).add_(hidden)
+    return torch.softmax(scores, -1)

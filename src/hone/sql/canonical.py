@@ -8,7 +8,8 @@ The rules:
 - columns are bare in a SELECT from one source, and always qualified in a SELECT from several;
   a column of an outer query is always qualified;
 - output names (``AS total``) go; an ORDER BY that used one repeats the expression;
-- ``INNER``, ``OUTER``, ``ASC``, ``AS`` before a table's alias and needless parentheses go;
+- ``INNER``, ``OUTER``, ``AS`` before a table's alias and needless parentheses go; so does ``ASC``,
+  unless another column of the same clause descends before it;
 - strings have single quotes, keywords are upper-case, words are one space apart, and there is no
   closing semicolon.
 """
@@ -42,7 +43,7 @@ def canonical_sql(sql: str, schema: Schema) -> str:
         tree = parse(sql)
     except RequestError:
         return _plain(sql)
-    if tree.find(*_UNWRITABLE) is not None:
+    if tree.find(*_UNWRITABLE) is not None or _is_invalid(tree):
         return _plain(sql)
     scopes = resolve(tree, schema)
     if [scope for scope in scopes if _drop_output_names(scope)]:
@@ -53,6 +54,12 @@ def canonical_sql(sql: str, schema: Schema) -> str:
         _rename(scope, aliases)
     _drop_parentheses(tree)
     return write(tree)
+
+
+def _is_invalid(tree: Node) -> bool:
+    # An ORDER BY before UNION: sqlglot would mend what SQLite refuses.
+    lefts = [node.this for node in tree.find_all(exp.SetOperation)]
+    return any(left.args.get("order") or left.args.get("limit") for left in lefts)
 
 
 def _plain(sql: str) -> str:

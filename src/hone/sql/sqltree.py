@@ -73,8 +73,13 @@ class HoneSQLite(SQLite):
             return f" {text} ON {self.sql(condition)}" if condition else f" {text}"
 
         def ordered_sql(self, expression: exp.Ordered) -> str:
-            """Ascending is the default and goes without saying."""
-            if expression.args.get("desc") is False:
+            """Ascending goes without saying, but not after a term that descends.
+
+            Spider's exact match takes the last direction written as the one of the whole clause.
+            """
+            before = expression.parent.expressions if expression.parent else []
+            mixed = any(item.args.get("desc") for item in before[: expression.index or 0])
+            if expression.args.get("desc") is False and not mixed:
                 expression.set("desc", None)
             return super().ordered_sql(expression)
 

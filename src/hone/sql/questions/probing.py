@@ -1,0 +1,90 @@
+"""Asking the database whether a question is worth asking: it has an answer, and only one."""
+
+from hone.core.errors import RequestError
+from hone.sql.execute import Database
+from hone.sql.questions.fields import Entity
+from hone.sql.questions.intents import Intent, Noun
+
+Rows = list[tuple[object, ...]]
+
+_QUERY_SECONDS = 1.0
+_ROW_CAP = 20_000
+_KEPT = 50_000
+
+
+class Probe:
+    """Runs queries with a time limit and remembers what they said."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.asked = 0
+        self._rows: dict[str, Rows | None] = {}
+        self._matters: dict[str, bool] = {}
+
+    def rows(self, sql: str) -> Rows | None:
+        """The rows of ``sql``; None when it fails, takes too long or has too many."""
+        self.asked += 1
+        try:
+            result = self.database.execute(sql, row_cap=_ROW_CAP, timeout_s=_QUERY_SECONDS)
+        except RequestError:
+            return None
+        return None if result.truncated else result.rows
+
+    def remembered(self, sql: str) -> Rows | None:
+        """The same as :meth:`rows`, asked once: for the small queries that recur."""
+        if sql not in self._rows:
+            if len(self._rows) > _KEPT:
+                self._rows.clear()
+            self._rows[sql] = self.rows(sql)
+        return self._rows[sql]
+
+    def count(self, entity: Entity) -> int:
+        """The number of rows of a table; 0 when it cannot be counted in time."""
+        rows = self.remembered(f"SELECT COUNT(*) FROM {entity.sql}")
+        return int(rows[0][0]) if rows else 0  # type: ignore[call-overload]
+
+    def is_good(self, intent: Intent) -> bool:
+        """Whether ``intent`` has an answer that is neither empty, nor trivial, nor arbitrary."""
+        if not all(self._noun_matters(noun) for noun in intent.nouns):
+            return False
+        rows = self.rows(intent.sql)
+        if not rows or (len(rows) == 1 and all(value in (None, 0) for value in rows[0])):
+            return False
+        if intent.ranked and not self._is_ranked(intent.ranked):
+            return False
+        for sql in intent.unlike:
+            other = self.remembered(sql)
+            if other is None or len(other) == len(rows):
+                return False
+        return True
+
+    def _noun_matters(self, noun: Noun) -> bool:
+        if noun.owner is not None and not self._noun_matters(noun.owner):
+            return False
+        tests = [condition.sql(False) for condition in noun.conditions]
+        if not tests:
+            return True
+        key = f"{noun.entity.sql} {noun.where(False)}"
+        if key not in self._matters:
+            self._matters[key] = self._tests_matter(noun, tests)
+        return self._matters[key]
+
+    def _tests_matter(self, noun: Noun, tests: list[str]) -> bool:
+        """Each test keeps some rows and drops some, and none of them is idle beside the others."""
+        whole = f" {noun.joiner} ".join(tests)
+        sums = ", ".join(f"SUM({test})" for test in (*tests, whole))
+        rows = self.rows(f"SELECT COUNT(*), {sums} FROM {noun.entity.sql}")
+        if not rows:
+            return False
+        total, *parts = (int(value or 0) for value in rows[0])  # type: ignore[call-overload]
+        joint = parts.pop()
+        if not all(0 < part < total for part in parts) or not 0 < joint < total:
+            return False
+        return len(parts) == 1 or joint not in parts
+
+    def _is_ranked(self, sql: str) -> bool:
+        rows = self.rows(sql)
+        if not rows:
+            return False
+        order = [row[-1] for row in rows]
+        return None not in order and all(one != next_ for one, next_ in zip(order, order[1:]))  # noqa: B905, RUF007

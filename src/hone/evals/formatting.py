@@ -66,15 +66,19 @@ def size(count: int) -> str:
 
 def quantity(count: int) -> str:
     """A large count in short: ``3.21 M``."""
-    for unit, factor in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= factor:
-            return f"{count / factor:.3g} {unit}"
-    return str(count)
+    value = float(count)
+    if value < 1000:
+        return str(count)
+    for unit in ("k", "M"):
+        value /= 1000
+        if value < 999.5:
+            return f"{value:.3g} {unit}"
+    return f"{value / 1000:,.3g} B"
 
 
 def duration(seconds: float) -> str:
     """A time as people say it: ``5 min 12 s``."""
-    if seconds < 10:
+    if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 60:

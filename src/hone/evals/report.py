@@ -262,7 +262,11 @@ def _setting(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
         return ", ".join(_setting(item) for item in value) or "—"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    text = str(value)
+    # Of a hash the beginning is enough to compare; the manifest has it whole.
+    return f"{text[:16]}…" if re.fullmatch("[0-9a-f]{64}", text) else text
 
 
 def _label(korean: tuple[str, ...], english: tuple[str, ...]) -> str:

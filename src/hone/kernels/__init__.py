@@ -6,7 +6,7 @@ Not here: parameters, modules, files, or anything that knows a model's layout.
 
 from hone.kernels.attention import attention
 from hone.kernels.cross_entropy import projected_cross_entropy
-from hone.kernels.device import preferred_dtype
+from hone.kernels.device import keep_freed_memory, preferred_dtype
 from hone.kernels.linear import adjoin, project
 from hone.kernels.norm import rms_norm
 from hone.kernels.packed import PackedLayout, packed_attention
@@ -18,6 +18,7 @@ __all__ = [
     "adjoin",
     "apply_rotary",
     "attention",
+    "keep_freed_memory",
     "packed_attention",
     "preferred_dtype",
     "project",

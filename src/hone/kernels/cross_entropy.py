@@ -58,13 +58,13 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
                 dweight_VE += p_CV.t() @ hidden_CE
         if dweight_VE is not None:
             dweight_VE = dweight_VE.to(weight_VE.dtype)
-        ctx.save_for_backward(dhidden_NE, dweight_VE)
+        ctx.gradients = (dhidden_NE, dweight_VE)  # type: ignore[attr-defined]
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        dhidden_NE, dweight_VE = ctx.saved_tensors  # type: ignore[attr-defined]
+        dhidden_NE, dweight_VE = ctx.gradients  # type: ignore[attr-defined]
         return (
             None if dhidden_NE is None else dhidden_NE * grad.to(dhidden_NE.dtype),
             None if dweight_VE is None else dweight_VE * grad.to(dweight_VE.dtype),

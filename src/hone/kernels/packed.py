@@ -29,7 +29,7 @@ _LONGEST_KEPT = 1024
 
 
 class _Group(NamedTuple):
-    count: int  # n
+    sequences: int  # n
     length: int  # T
     first_slot: int  # tokens, padding included, of the groups before
 

@@ -3,6 +3,7 @@
 No torch, no model and no tokenizer training: what comes out is arrays of numbers or plain records.
 """
 
+from hone.data.augment import vary_examples
 from hone.data.packing import IGNORED, Batch, PackedBatches, pack
 from hone.data.read import QuestionSql, iterate_jsonl, read_examples, read_jsonl
 from hone.data.splitting import split_groups
@@ -17,4 +18,5 @@ __all__ = [
     "read_examples",
     "read_jsonl",
     "split_groups",
+    "vary_examples",
 ]

@@ -88,22 +88,29 @@ def iterate_jsonl(
         raise DataError(f"{path} is empty: expected one JSON object per line.")
 
 
-def read_examples(path: str | Path, split_key: str = "split") -> list[QuestionSql]:
+def read_examples(
+    path: str | Path, split_key: str = "split", where: Mapping[str, str] | None = None
+) -> list[QuestionSql]:
     """The question–SQL pairs of a JSONL file with the keys ``question`` and ``sql``.
 
     Args:
         path: the file; ``language`` and ``split`` are read where they are given.
         split_key: the key that holds the split, e.g. ``question_split``. When it is not the
             default, every line must have it.
+        where: read only the lines whose keys have these values, e.g. ``{"db_id": "farm"}``.
 
     Raises:
-        DataError: names the file, the line and the reason; an empty question or SQL is one.
+        DataError: names the file, the line and the reason; an empty question or SQL is one, and
+            ``where`` that fits no line another.
     """
     required: dict[str, type] = {"question": str, "sql": str}
     optional: dict[str, type] = {"language": str}
     (optional if split_key == "split" else required)[split_key] = str
+    required |= dict.fromkeys(where or {}, str)
     examples = []
     for number, record in iterate_jsonl(path, required, optional):
+        if any(record[key] != value for key, value in (where or {}).items()):
+            continue
         question = " ".join(unicodedata.normalize("NFC", record["question"]).split())
         sql = record["sql"].strip()
         for key, text in (("question", question), ("sql", sql)):
@@ -111,6 +118,9 @@ def read_examples(path: str | Path, split_key: str = "split") -> list[QuestionSq
                 raise DataError(f'{path}, line {number}: "{key}" is empty.')
         language = record.get("language") or ("ko" if _HANGUL.search(question) else "en")
         examples.append(QuestionSql(question, sql, language, record.get(split_key) or "", number))
+    if not examples:
+        wanted = " and ".join(f'"{key}" = {value!r}' for key, value in (where or {}).items())
+        raise DataError(f"{path} has no line with {wanted}.")
     return examples
 
 

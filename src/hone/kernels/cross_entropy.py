@@ -47,7 +47,7 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
             top_C1 = logits_CV.amax(-1, keepdim=True)
             p_CV = torch.softmax(logits_CV, -1)
             # The largest probability is 1 / Σ exp(logit - top), which never underflows.
-            loss += (top_C1 - p_CV.amax(-1, keepdim=True).log() - picked_C1).sum()
+            loss += ((top_C1 - picked_C1) - p_CV.amax(-1, keepdim=True).log()).sum()
             p_CV.scatter_add_(1, label_C1, p_CV.new_full(label_C1.shape, -1.0))
             p_CV = p_CV.to(hidden_NE.dtype)
             if dhidden_NE is not None:

@@ -1,0 +1,92 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hone.kernels import packed
+from hone.kernels.packed import PackedLayout, packed_attention, packed_attention_reference
+from hone.kernels.rotary import rotary_table
+
+SIZE = 8
+
+
+def pack(lengths, heads, kv_heads, dtype=torch.float32):
+    torch.manual_seed(sum(lengths) + heads)
+    tokens = sum(lengths)
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    rotary = rotary_table(positions, 1.0 / 100 ** (torch.arange(0, SIZE, 2) / SIZE), dtype)
+    bounds = torch.tensor([0, *lengths]).cumsum(0).int()
+    qkv = torch.randn(tokens, (heads + 2 * kv_heads) * SIZE).to(dtype)
+    return qkv, rotary, PackedLayout(bounds)
+
+
+def both(qkv, rotary, layout, heads, kv_heads):
+    for function in (packed_attention, packed_attention_reference):
+        leaf = qkv.detach().requires_grad_()
+        out = function(leaf, rotary, layout, heads, kv_heads)
+        pull = torch.linspace(-1, 1, out.numel()).view(out.shape).to(out.dtype)
+        yield out, torch.autograd.grad(out, leaf, pull)[0]
+
+
+@pytest.mark.smoke
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=12),
+    st.sampled_from([(1, 1), (4, 4), (4, 2), (6, 2), (3, 1)]),
+)
+def test_equal_to_every_sequence_alone_with_gradients(lengths, heads):
+    fast, slow = both(*pack(lengths, *heads), *heads)
+    for ours, theirs in zip(fast, slow, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("uncut", "block", "kept"), [(4, 4, 1024), (4, 7, 1024), (4, 4, 8)])
+@pytest.mark.parametrize("heads", [(2, 2), (4, 2)])
+def test_long_sequences_in_blocks_with_probabilities_kept_or_recomputed(
+    monkeypatch, uncut, block, kept, heads
+):
+    monkeypatch.setattr(packed, "_UNCUT", uncut)
+    monkeypatch.setattr(packed, "_BLOCK", block)
+    monkeypatch.setattr(packed, "_LONGEST_KEPT", kept)
+    fast, slow = both(*pack([21, 3, 20, 1, 9, 8], *heads), *heads)
+    for ours, theirs in zip(fast, slow, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
+
+
+def test_bfloat16_within_its_precision():
+    fast, slow = both(*pack([30, 5, 28], 4, 2, torch.bfloat16), 4, 2)
+    for ours, theirs in zip(fast, slow, strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert (ours.float() - theirs.float()).abs().max() < 3e-2 * theirs.float().abs().max()
+
+
+def test_groups_hold_sequences_of_similar_length_and_every_token_once():
+    layout = PackedLayout(torch.tensor([0, 100, 130, 225, 256, 257]))
+    assert [(g.length, g.sequences) for g in layout.groups] == [(100, 2), (31, 2), (1, 1)]
+    assert layout.slots == 200 + 62 + 1
+
+
+def test_empty_sequences_are_no_sequences():
+    qkv, rotary, _ = pack([3, 4], 2, 1)
+    gaps = PackedLayout(torch.tensor([0, 0, 3, 3, 7, 7]))
+    plain = PackedLayout(torch.tensor([0, 3, 7]))
+    assert torch.equal(
+        packed_attention(qkv, rotary, gaps, 2, 1), packed_attention(qkv, rotary, plain, 2, 1)
+    )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_broken_sequence_spoils_no_other(value):
+    heads = (2, 1)
+    qkv, rotary, layout = pack([5, 6, 5], *heads)
+    healthy = packed_attention(qkv, rotary, layout, *heads)
+    broken = qkv.clone()
+    broken[7] = value
+    leaf = broken.requires_grad_()
+    out = packed_attention(leaf, rotary, layout, *heads)
+    out.sum().backward()
+    inside = torch.arange(16)
+    inside = (inside >= 5) & (inside < 11)
+    assert torch.equal(out[~inside], healthy[~inside])
+    assert leaf.grad[~inside].isfinite().all()
+    assert out[7:11].isnan().any()

@@ -16,13 +16,14 @@ from hone.sql.questions.intents import (
     Period,
     Than,
     Value,
+    needs_quotes,
 )
 
 _MONTHS = (
     *("January", "February", "March", "April", "May", "June"),
     *("July", "August", "September", "October", "November", "December"),
 )
-_UNCOUNTABLE = frozenset({"stock", "information", "staff", "data", "equipment"})
+_UNCOUNTABLE = frozenset({"stock", "information", "staff", "data", "equipment", "pay"})
 
 # After "whose", "where the": "{c}" is the column.
 _CLAUSES: dict[str, tuple[str, ...]] = {
@@ -177,7 +178,7 @@ class English:
             case Noun():
                 return self._noun(part, one=form == "one", slot=slot)
             case Columns():
-                return self._columns(part)
+                return self._columns(part, many=form == "many")
             case FieldOf():
                 return self._field_of(part, form)
             case Aggregates():
@@ -208,9 +209,10 @@ class English:
     def _name(self, entity: Entity) -> str:
         return self._label(entity)
 
-    def _columns(self, part: Columns) -> str:
+    def _columns(self, part: Columns, many: bool) -> str:
         owner = f"{singular(self._name(part.owner))} " if part.owner else ""
         names = [owner + self._label(field) for field in part.fields]
+        names = [plural(name) for name in names] if many else names
         return _join(names, "and")
 
     def _field_of(self, part: FieldOf, form: str) -> str:
@@ -222,9 +224,12 @@ class English:
         field = part.items[0][1]
         forms = _DATE_AGGREGATES if field.role == "date" else _AGGREGATES
         spelt = [self._choose(forms[function]) for function, _ in part.items]
-        if len(spelt) > 1:
-            spelt = [word.removeprefix("sum of the") or "total" for word in spelt]
-        return f"{' and '.join(spelt)} {self._label(field)}"
+        label = self._label(field)
+        if spelt == ["sum of the"]:
+            return f"sum of the {plural(label)}"
+        return (
+            f"{' and '.join('total' if word == 'sum of the' else word for word in spelt)} {label}"
+        )
 
     def _extreme(self, part: Extreme, slot: str) -> str:
         match slot:
@@ -279,6 +284,8 @@ class English:
         form = self._choose(forms or plain[condition.operator])
         label = self._label(condition.field)
         values = [_value(value, condition.field) for value in condition.values]
+        if condition.operator in ("eq", "ne", "in") and needs_quotes(condition):
+            values = [f"'{value}'" for value in values]
         if condition.operator == "in":
             values = [_join(values, "or")]
         elif condition.operator == "month":

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Literal
 
 from hone.sql.identifiers import quote_identifier, readable
@@ -75,10 +76,15 @@ class Entity:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Domain:
-    """Everything that can be asked about a schema."""
+    """Everything that can be asked about a schema.
+
+    ``twins`` are pairs of columns of two tables that go by the same name in every language and hold
+    the same kind of values, so that sets of them can be compared.
+    """
 
     entities: tuple[Entity, ...]
     edges: tuple[Edge, ...]
+    twins: tuple[tuple[tuple[Entity, Field], tuple[Entity, Field]], ...]
 
     def linked(self, one: Entity, other: Entity) -> bool:
         """Whether a foreign key links the two tables directly."""
@@ -96,7 +102,8 @@ def read_domain(schema: Schema) -> Domain:
         for table, labels in zip(tables, table_labels, strict=True)
     )
     entities = tuple(entity for entity in entities if entity.fields)
-    return Domain(entities, tuple(_edges(entities, schema.foreign_keys)))
+    edges = tuple(_edges(entities, schema.foreign_keys))
+    return Domain(entities, edges, tuple(_twins(entities)))
 
 
 def _entity(table: Table, labels: dict[str, tuple[str, ...]], keys: Sequence[ForeignKey]) -> Entity:
@@ -160,6 +167,18 @@ def _edges(entities: Sequence[Entity], keys: Sequence[ForeignKey]) -> list[Edge]
         if source is not None and target is not None:
             edges.append(Edge(child, source, parent, target))
     return edges
+
+
+def _twins(
+    entities: Sequence[Entity],
+) -> list[tuple[tuple[Entity, Field], tuple[Entity, Field]]]:
+    named: dict[tuple[str, ...], list[tuple[Entity, Field]]] = {}
+    for entity in entities:
+        for field in entity.having("category", "text", "name", "key"):
+            if field.column.samples and entity.table.primary_key != (field.column.name,):
+                names = tuple(field.labels[language][0] for language in LANGUAGES)
+                named.setdefault((*names, field.column.kind), []).append((entity, field))
+    return [(one, other) for places in named.values() for one, other in permutations(places, 2)]
 
 
 def _find(entity: Entity, column: str) -> Field | None:

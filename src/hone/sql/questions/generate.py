@@ -1,10 +1,12 @@
 """Question and SQL pairs for any database, in Korean and English."""
 
 import hashlib
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from random import Random
 from typing import Literal
 
@@ -27,6 +29,7 @@ Split = Literal["train", "unseen_queries", "unseen_phrasings"]
 
 # One in so many queries is never trained on, in any phrasing.
 _BUCKETS = 10
+_VALUE = re.compile(r" (?:'(?:[^']|'')*'|-?\d+(?:\.\d+)?)")
 # Draws of one kind in a turn, and turns without a new question before the kind is given up.
 _PATIENCE = 30
 _TRIES = 8
@@ -141,6 +144,16 @@ def _intents(picker: Picker, split: Split, excluded: frozenset[str]) -> Iterator
                     del misses[kind]
 
 
+def _hardness(sql: str) -> str:
+    """Values do not change how hard a query is, so each shape of query is taken apart once."""
+    return _hardness_of_shape(_VALUE.sub(" '1'", sql))
+
+
+@lru_cache(maxsize=50_000)
+def _hardness_of_shape(sql: str) -> str:
+    return hardness(sql)
+
+
 def _draw(picker: Picker, kind: str) -> Intent | None:
     try:
         return KINDS[kind](picker)
@@ -187,7 +200,7 @@ class _Writer:
                             intent.sql,
                             language,
                             pattern.name,
-                            hardness(intent.sql),
+                            _hardness(intent.sql),
                             self.split,
                         )
                     )

@@ -72,6 +72,12 @@ class Condition:
                 return f"{column} {COMPARISONS[comparison]} {literal(self.values[0])}"
 
 
+def needs_quotes(condition: Condition) -> bool:
+    """Whether a value is said in quotes: a text of several words would blend into the sentence."""
+    is_text = condition.field.role in ("text", "category")
+    return is_text and any(" " in str(value) for value in condition.values)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Noun:
     """The rows of ``entity`` that meet all (or any) ``conditions`` and belong to ``owner``."""
@@ -170,8 +176,8 @@ class Intent:
     """One question, its SQL and the parts that a frame of its ``kind`` may name.
 
     What must hold of the data for the question to be worth asking: the conditions of ``nouns``
-    each change what is selected; the rows of ``ranked`` differ in their last column, which decides
-    their order; the answer has another number of rows than each query of ``unlike``.
+    each change what is selected; the rows of ``ranked`` (at least so many) differ in their last
+    column, which decides their order; the answer has another number of rows than each query of ``unlike``.
     """
 
     kind: str
@@ -179,6 +185,7 @@ class Intent:
     parts: Mapping[str, Part]
     nouns: tuple[Noun, ...] = ()
     ranked: str = ""
+    at_least: int = 2
     unlike: tuple[str, ...] = ()
 
 

@@ -47,6 +47,8 @@ def having_count(pick: Picker) -> Intent:
     name = group.sql(False)
     values = _second_column(pick, select([name, "COUNT(*)"], noun, group=name))
     operator, value = pick.random.choice(_LIMITS), pick.threshold(values)
+    if value == 1:
+        raise Skip
     having = f"COUNT(*) {COMPARISONS[operator]} {literal(value)}"
     sql = select([name], noun, group=name, having=having)
     than = Than(operator, value, noun.entity)
@@ -141,8 +143,8 @@ def join_having(pick: Picker) -> Intent:
     key = edge.target.sql(True)
     values = _second_column(pick, select([key, "COUNT(*)"], child, group=key, joins=(edge,)))
     operator, value = pick.random.choice(_FLOORS), pick.threshold(values)
-    if operator == "ge" and value == 1:
-        raise Skip
+    if value == 1:
+        raise Skip  # "at least one" is another kind, and "more than 1" is said "at least 2"
     having = f"COUNT(*) {COMPARISONS[operator]} {literal(value)}"
     items = [field.sql(True) for field in cols.fields]
     sql = select(items, child, group=key, having=having, joins=(edge,))

@@ -14,10 +14,8 @@ from hone.sql.questions.intents import (
     literal,
     select,
 )
-from hone.sql.questions.kinds_plain import aggregates, known_fields
+from hone.sql.questions.kinds_plain import aggregates, known_fields, repeated_field
 from hone.sql.questions.picking import Picker, Skip, spread
-
-_COMPARABLE = ("category", "text", "name", "key")
 
 
 def join_filter(pick: Picker) -> Intent:
@@ -67,7 +65,8 @@ def join_top(pick: Picker) -> Intent:
     ranked = select([*items, key.sql(True)], noun, order=order, limit=limit + 1)
     extreme = Extreme(high, key.role == "date")
     parts: dict[str, Part] = {"cols": cols, "key": FieldOf(key), "sup": extreme, "top": extreme}
-    return Intent("join_top", sql, {**parts, "k": limit, **_family(noun)}, (noun,), ranked)
+    parts |= {"k": limit, **_family(noun)}
+    return Intent("join_top", sql, parts, (noun,), ranked, limit + 1)
 
 
 def above_average(pick: Picker) -> Intent:
@@ -86,14 +85,15 @@ def count_above_average(pick: Picker) -> Intent:
 
 def extreme(pick: Picker) -> Intent:
     """Columns of all rows whose number equals the highest (lowest) of all rows."""
-    entity = pick.entity("number", "date")
-    key, high = pick.field(entity, "number", "date"), pick.random.random() < 0.5
+    entity = pick.entity("number")
+    key, high = pick.field(entity, "number"), pick.random.random() < 0.5
     cols, noun = pick.columns(entity, without=(key,)), Noun(entity)
     name, function = key.sql(False), "MAX" if high else "MIN"
     inner = f"(SELECT {function}({name}) FROM {entity.sql})"
     sql = f"{select([field.sql(False) for field in cols.fields], noun)} WHERE {name} = {inner}"
-    bound = Extreme(high, key.role == "date")
-    parts: dict[str, Part] = {"cols": cols, "np": noun, "key": FieldOf(key), "bound": bound}
+    parts: dict[str, Part] = {
+        "cols": cols, "np": noun, "key": FieldOf(key), "bound": Extreme(high),
+    }  # fmt: skip
     return Intent("extreme", sql, parts, unlike=_everything(entity))
 
 
@@ -201,11 +201,11 @@ def without(pick: Picker) -> Intent:
 
 
 def _combined(pick: Picker, kind: str, word: str) -> Intent:
-    fields = _shared_fields(pick)
+    fields = pick.domain.twins
     same_table = spread(pick.random, {True: 60, False: 40 if fields else 0})
     if same_table:
-        entity = pick.entity("category", "text", "key")
-        field = twin = pick.field(entity, "category", "category", "text", "key")
+        entity = pick.entity("category", "text", "name")
+        field = twin = repeated_field(pick, entity)
         left, right = pick.noun(entity, (0, 1)), pick.noun(entity, (0, 1))
         if left.conditions[0].field is field or right.conditions[0].field is field:
             raise Skip
@@ -224,30 +224,6 @@ def _combined(pick: Picker, kind: str, word: str) -> Intent:
     if kind != "except":
         alone.append(select([twin.sql(False)], right, distinct=True))
     return Intent(kind, f"{one} {word} {other}", parts, (left, right), unlike=tuple(alone))
-
-
-def _shared_fields(pick: Picker) -> list[tuple[tuple[Entity, Field], tuple[Entity, Field]]]:
-    """Pairs of columns of two tables that go by the same name in every language."""
-    places = [
-        (entity, field)
-        for entity in pick.domain.entities
-        for field in entity.having(*_COMPARABLE)  # type: ignore[arg-type]
-    ]
-    return [
-        (one, other)
-        for one in places
-        for other in places
-        if one[0] is not other[0]
-        and all(one[1].labels[name][0] == other[1].labels[name][0] for name in one[1].labels)
-        and one[1].column.kind == other[1].column.kind
-        and one[1].column.samples
-        and not _is_own_key(*one)
-        and not _is_own_key(*other)
-    ]
-
-
-def _is_own_key(entity: Entity, field: Field) -> bool:
-    return (field.column.name,) == entity.table.primary_key
 
 
 def _family(noun: Noun) -> dict[str, Part]:

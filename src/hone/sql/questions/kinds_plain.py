@@ -113,7 +113,7 @@ def _top(pick: Picker, kind: str, limit: int) -> Intent:
     parts: dict[str, Part] = {
         "cols": cols, "np": noun, "key": FieldOf(key), "sup": extreme, "top": extreme,
     }  # fmt: skip
-    return Intent(kind, sql, {**parts, "k": limit}, (noun,), ranked)
+    return Intent(kind, sql, {**parts, "k": limit}, (noun,), ranked, limit + 1)
 
 
 def aggregates(pick: Picker, entity: Entity, count: int) -> Aggregates:

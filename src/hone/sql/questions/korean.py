@@ -16,6 +16,7 @@ from hone.sql.questions.intents import (
     Period,
     Than,
     Value,
+    needs_quotes,
 )
 from hone.text.korean import attach, fill
 
@@ -59,7 +60,7 @@ _PREDICATES: dict[str, tuple[Predicate, ...]] = {
 _DATE_PREDICATES: dict[str, tuple[Predicate, ...]] = {
     "gt": (
         ("{c}이/가 {v}보다 ", ("늦은", "늦고", "늦거나")),
-        ("{c}이/가 {v} 다음", _COPULA),
+        ("{c}이/가 {v} 보다 나중", _COPULA),
     ),
     "lt": (
         ("{c}이/가 {v}보다 ", ("이른", "이르고", "이르거나")),
@@ -150,6 +151,8 @@ class Korean:
                 owner = f"{self._label(part.owner)} " if part.owner else ""
                 return owner + self._label(part.field)
             case Aggregates():
+                if form == "what":
+                    return "언제" if part.items[0][1].role == "date" else "얼마"
                 return self._aggregates(part)
             case Extreme():
                 return self._extreme(part, slot, form)
@@ -235,6 +238,8 @@ class Korean:
         forms = _DATE_PREDICATES.get(condition.operator) if dated else None
         stem, endings = self.random.choice(forms or _PREDICATES[condition.operator])
         values = [_value(value, condition.field) for value in condition.values]
+        if condition.operator in ("eq", "ne", "in") and needs_quotes(condition):
+            values = [f"'{value}'" for value in values]
         if condition.operator == "in":
             values = [self._either(values)]
         elif condition.operator == "year":

@@ -9,6 +9,8 @@ Rows = list[tuple[object, ...]]
 
 _QUERY_SECONDS = 1.0
 _ROW_CAP = 20_000
+# To see that an answer is there, its first rows do.
+_ENOUGH = 20
 _KEPT = 50_000
 
 
@@ -17,18 +19,17 @@ class Probe:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self.asked = 0
         self._rows: dict[str, Rows | None] = {}
         self._matters: dict[str, bool] = {}
 
-    def rows(self, sql: str) -> Rows | None:
-        """The rows of ``sql``; None when it fails, takes too long or has too many."""
-        self.asked += 1
+    def rows(self, sql: str, first: int | None = None) -> Rows | None:
+        """The rows of ``sql`` (its ``first`` ones); None when it fails, is slow or has too many."""
         try:
-            result = self.database.execute(sql, row_cap=_ROW_CAP, timeout_s=_QUERY_SECONDS)
+            cap = _ROW_CAP if first is None else first
+            result = self.database.execute(sql, row_cap=cap, timeout_s=_QUERY_SECONDS)
         except RequestError:
             return None
-        return None if result.truncated else result.rows
+        return None if result.truncated and first is None else result.rows
 
     def remembered(self, sql: str) -> Rows | None:
         """The same as :meth:`rows`, asked once: for the small queries that recur."""
@@ -47,10 +48,10 @@ class Probe:
         """Whether ``intent`` has an answer that is neither empty, nor trivial, nor arbitrary."""
         if not all(self._noun_matters(noun) for noun in intent.nouns):
             return False
-        rows = self.rows(intent.sql)
+        rows = self.rows(intent.sql, None if intent.unlike else _ENOUGH)
         if not rows or (len(rows) == 1 and all(value in (None, 0) for value in rows[0])):
             return False
-        if intent.ranked and not self._is_ranked(intent.ranked):
+        if intent.ranked and not self._is_ranked(intent):
             return False
         for sql in intent.unlike:
             other = self.remembered(sql)
@@ -82,9 +83,9 @@ class Probe:
             return False
         return len(parts) == 1 or joint not in parts
 
-    def _is_ranked(self, sql: str) -> bool:
-        rows = self.rows(sql)
-        if not rows:
+    def _is_ranked(self, intent: Intent) -> bool:
+        rows = self.rows(intent.ranked)
+        if not rows or len(rows) < intent.at_least:
             return False
         order = [row[-1] for row in rows]
         return None not in order and all(one != next_ for one, next_ in zip(order, order[1:]))  # noqa: B905, RUF007

@@ -80,7 +80,7 @@ def test_copying_is_learnt(tmp_path, optimizer):
     result = train(model, tiny_batches(256), config, tmp_path)
     records = lines(tmp_path)
     assert records[0]["loss"] > 2.5
-    assert result.loss == records[-1]["loss"] < 2.2
+    assert result.loss == records[-1]["loss"] < 2.4
     assert not model.training
 
 

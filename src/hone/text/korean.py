@@ -45,9 +45,8 @@ _DATE_END = re.compile(r"\d{4}-\d{2}-\d{2}$")
 _TIME_END = re.compile(r"\d{2}:\d{2}(:\d{2})?$")
 _UNIT_END = re.compile(r"\d\s?([A-Za-z]{1,2})$")
 _BRACKETS = re.compile(r"\s*[(\[（［][^()\[\]（）［］]*[)\]）］]$")
-_SLOT = re.compile(
-    r"\{(\w+)\}((?:" + "|".join(map(re.escape, sorted(_PAIRS, key=len)[::-1])) + "))?"
-)
+_PAIR = "|".join(map(re.escape, sorted(_PAIRS, key=len)[::-1]))
+_SLOT = re.compile(r"\{(\w+)\}(?:(['\"’”]?)(" + _PAIR + "))?")
 
 
 def final_consonant(word: str) -> str:
@@ -77,7 +76,7 @@ def attach(word: str, pair: str) -> str:
 
 
 def fill(template: str, **slots: str) -> str:
-    """Fill ``{slot}`` marks; a pair written right after one takes the form that fits its text.
+    """Fill ``{slot}`` marks; a pair after one (and a closing quote) takes the form that fits.
 
     ``fill("{name}을/를 보여줘", name="도시") == "도시를 보여줘"``. Only the template's own
     pairs are touched, never the text of a slot.
@@ -88,7 +87,7 @@ def fill(template: str, **slots: str) -> str:
 
     def replace(match: re.Match[str]) -> str:
         text = slots[match[1]]
-        return attach(text, match[2]) if match[2] else text
+        return text + match[2] + particle(text, match[3]) if match[3] else text
 
     return _SLOT.sub(replace, template)
 

@@ -179,6 +179,9 @@ class English:
                 return self._noun(part, one=form == "one", slot=slot)
             case Columns():
                 return self._columns(part, many=form == "many")
+            case FieldOf() if form == "is":
+                name = self._label(part.field)
+                return f"{name} are" if _is_plural(name) else f"{name} is"
             case FieldOf():
                 return self._field_of(part, form)
             case Aggregates():
@@ -227,9 +230,8 @@ class English:
         label = self._label(field)
         if spelt == ["sum of the"]:
             return f"sum of the {plural(label)}"
-        return (
-            f"{' and '.join('total' if word == 'sum of the' else word for word in spelt)} {label}"
-        )
+        words = ["total" if word == "sum of the" else word for word in spelt]
+        return f"{' and '.join(words)} {label}"
 
     def _extreme(self, part: Extreme, slot: str) -> str:
         match slot:
@@ -292,9 +294,13 @@ class English:
             year, month = str(condition.values[0]).split("-")
             values = [f"{_MONTHS[int(month) - 1]} {year}"]
         first, second = (*values, "", "")[:2]
-        if not phrase and re.search(r"[^s]s$", label):
+        if not phrase and _is_plural(label):
             form = form.replace("{c} is ", "{c} are ")
         return form.format(c=label, ac=article(label), v=first, w=second)
+
+
+def _is_plural(noun: str) -> bool:
+    return re.search(r"[^sui]s$", noun) is not None
 
 
 def _is_adjective(condition: Condition) -> bool:

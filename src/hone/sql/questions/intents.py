@@ -176,16 +176,17 @@ class Intent:
     """One question, its SQL and the parts that a frame of its ``kind`` may name.
 
     What must hold of the data for the question to be worth asking: the conditions of ``nouns``
-    each change what is selected; the rows of ``ranked`` (at least so many) differ in their last
-    column, which decides their order; the answer has another number of rows than each query of ``unlike``.
+    each change what is selected; the answer has ``at_least`` so many rows; the query ``ranked``
+    has more, and they differ in its last column, which decides their order; the answer has another
+    number of rows than each query of ``unlike``.
     """
 
     kind: str
     sql: str
     parts: Mapping[str, Part]
     nouns: tuple[Noun, ...] = ()
+    at_least: int = 1
     ranked: str = ""
-    at_least: int = 2
     unlike: tuple[str, ...] = ()
 
 

@@ -29,7 +29,7 @@ def group_count(pick: Picker) -> Intent:
     """The number of rows per group."""
     noun, group = _grouped(pick)
     sql = select([group.sql(False), "COUNT(*)"], noun, group=group.sql(False))
-    return Intent("group_count", sql, {"group": FieldOf(group), "np": noun}, (noun,))
+    return Intent("group_count", sql, {"group": FieldOf(group), "np": noun}, (noun,), at_least=2)
 
 
 def group_aggregate(pick: Picker) -> Intent:
@@ -38,7 +38,7 @@ def group_aggregate(pick: Picker) -> Intent:
     agg = aggregates(pick, noun.entity, 1)
     sql = select([group.sql(False), *agg.sql(False)], noun, group=group.sql(False))
     parts: dict[str, Part] = {"group": FieldOf(group), "np": noun, "agg": agg}
-    return Intent("group_aggregate", sql, parts, (noun,))
+    return Intent("group_aggregate", sql, parts, (noun,), at_least=2)
 
 
 def having_count(pick: Picker) -> Intent:
@@ -85,7 +85,7 @@ def group_top(pick: Picker) -> Intent:
     sql = select([name], noun, group=name, order=order, limit=1)
     ranked = select([name, "COUNT(*)"], noun, group=name, order=order, limit=2)
     parts: dict[str, Part] = {"group": FieldOf(group), "np": noun, "most": Extreme(high)}
-    return Intent("group_top", sql, parts, (noun,), ranked)
+    return Intent("group_top", sql, parts, (noun,), 1, ranked)
 
 
 def group_top_aggregate(pick: Picker) -> Intent:
@@ -101,7 +101,7 @@ def group_top_aggregate(pick: Picker) -> Intent:
     parts: dict[str, Part] = {
         "group": FieldOf(group), "np": noun, "agg": agg, "sup": Extreme(high),
     }  # fmt: skip
-    return Intent("group_top_aggregate", sql, parts, (noun,), ranked)
+    return Intent("group_top_aggregate", sql, parts, (noun,), 1, ranked)
 
 
 def date_count(pick: Picker) -> Intent:
@@ -115,7 +115,7 @@ def date_count(pick: Picker) -> Intent:
     part = period.sql(date.sql(False))
     sql = select([part, "COUNT(*)"], noun, group=part)
     parts: dict[str, Part] = {"date": FieldOf(date), "period": period, "np": noun}
-    return Intent("date_count", sql, parts, (noun,))
+    return Intent("date_count", sql, parts, (noun,), at_least=2)
 
 
 def join_group_count(pick: Picker) -> Intent:
@@ -124,7 +124,7 @@ def join_group_count(pick: Picker) -> Intent:
     name = group.sql(True)
     sql = select([name, "COUNT(*)"], noun, group=name, joins=(edge,))
     parts: dict[str, Part] = {"group": FieldOf(group, edge.parent), "child": noun}
-    return Intent("join_group_count", sql, parts, (noun,))
+    return Intent("join_group_count", sql, parts, (noun,), at_least=2)
 
 
 def join_group_aggregate(pick: Picker) -> Intent:
@@ -134,7 +134,7 @@ def join_group_aggregate(pick: Picker) -> Intent:
     name = group.sql(True)
     sql = select([name, *agg.sql(True)], noun, group=name, joins=(edge,))
     parts: dict[str, Part] = {"group": FieldOf(group, edge.parent), "child": noun, "agg": agg}
-    return Intent("join_group_aggregate", sql, parts, (noun,))
+    return Intent("join_group_aggregate", sql, parts, (noun,), at_least=2)
 
 
 def join_having(pick: Picker) -> Intent:
@@ -166,7 +166,7 @@ def join_most(pick: Picker) -> Intent:
     parts: dict[str, Part] = {
         "cols": cols, "parent": parent, "child": child, "most": Extreme(True),
     }  # fmt: skip
-    return Intent("join_most", sql, parts, (child,), ranked)
+    return Intent("join_most", sql, parts, (child,), 1, ranked)
 
 
 def _grouped(pick: Picker, measured: bool = False) -> tuple[Noun, Field]:

@@ -66,7 +66,7 @@ def join_top(pick: Picker) -> Intent:
     extreme = Extreme(high, key.role == "date")
     parts: dict[str, Part] = {"cols": cols, "key": FieldOf(key), "sup": extreme, "top": extreme}
     parts |= {"k": limit, **_family(noun)}
-    return Intent("join_top", sql, parts, (noun,), ranked, limit + 1)
+    return Intent("join_top", sql, parts, (noun,), limit, ranked)
 
 
 def above_average(pick: Picker) -> Intent:

@@ -70,6 +70,8 @@ def aggregate(pick: Picker) -> Intent:
     entity = pick.entity("number", "date")
     noun = pick.noun(entity, (25, 60, 15))
     agg = aggregates(pick, entity, 1 if pick.random.random() < 0.75 else 2)
+    if agg.items[0][1] in known_fields(noun):
+        raise Skip
     return Intent("aggregate", select(agg.sql(False), noun), {"agg": agg, "np": noun}, (noun,))
 
 
@@ -85,7 +87,7 @@ def sorted_rows(pick: Picker) -> Intent:
     ranked = select([*items, key.sql(False)], noun, order=order)
     extreme = Extreme(high, key.role == "date")
     parts: dict[str, Part] = {"cols": cols, "np": noun, "key": FieldOf(key), "direction": extreme}
-    return Intent("sort", sql, {**parts, "from_to": extreme}, (noun,), ranked)
+    return Intent("sort", sql, {**parts, "from_to": extreme}, (noun,), 1, ranked)
 
 
 def top_rows(pick: Picker) -> Intent:
@@ -113,7 +115,7 @@ def _top(pick: Picker, kind: str, limit: int) -> Intent:
     parts: dict[str, Part] = {
         "cols": cols, "np": noun, "key": FieldOf(key), "sup": extreme, "top": extreme,
     }  # fmt: skip
-    return Intent(kind, sql, {**parts, "k": limit}, (noun,), ranked, limit + 1)
+    return Intent(kind, sql, {**parts, "k": limit}, (noun,), limit, ranked)
 
 
 def aggregates(pick: Picker, entity: Entity, count: int) -> Aggregates:

@@ -203,6 +203,8 @@ class Korean:
                 return "많은" if part.high else "적은"
             case "direction":
                 return "내림차순" if part.high else "오름차순"
+            case "top" if part.date:
+                return "늦은 순" if part.high else "이른 순"
             case "top":
                 return "상위" if part.high else "하위"
             case "bound" if not part.date:

@@ -10,7 +10,7 @@ Rows = list[tuple[object, ...]]
 _QUERY_SECONDS = 1.0
 _ROW_CAP = 20_000
 # To see that an answer is there, its first rows do.
-_ENOUGH = 20
+_ENOUGH = 12
 _KEPT = 50_000
 
 
@@ -49,7 +49,9 @@ class Probe:
         if not all(self._noun_matters(noun) for noun in intent.nouns):
             return False
         rows = self.rows(intent.sql, None if intent.unlike else _ENOUGH)
-        if not rows or (len(rows) == 1 and all(value in (None, 0) for value in rows[0])):
+        if not rows or len(rows) < intent.at_least:
+            return False
+        if len(rows) == 1 and all(value in (None, 0) for value in rows[0]):
             return False
         if intent.ranked and not self._is_ranked(intent):
             return False
@@ -85,7 +87,7 @@ class Probe:
 
     def _is_ranked(self, intent: Intent) -> bool:
         rows = self.rows(intent.ranked)
-        if not rows or len(rows) < intent.at_least:
+        if not rows or len(rows) <= intent.at_least:
             return False
         order = [row[-1] for row in rows]
         return None not in order and all(one != next_ for one, next_ in zip(order, order[1:]))  # noqa: B905, RUF007

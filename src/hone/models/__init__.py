@@ -15,6 +15,7 @@ Use::
 
 from hone.models.cache import Cache, ContiguousCache
 from hone.models.checkpoint import (
+    check_vocabulary,
     load_config,
     load_model,
     register_quantization,
@@ -32,6 +33,7 @@ __all__ = [
     "LlamaForCausalLM",
     "PackedBatch",
     "RopeScaling",
+    "check_vocabulary",
     "load_config",
     "load_model",
     "register_quantization",

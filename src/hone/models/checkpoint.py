@@ -29,7 +29,11 @@ _DTYPES = {
 
 
 class TokenizerFiles(Protocol):
-    """Anything that can write its files into a directory."""
+    """A tokenizer that can write its files into a directory."""
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of token ids."""
 
     def save(self, directory: Path) -> None:
         """Write tokenizer files into ``directory``."""
@@ -80,7 +84,7 @@ def write_checkpoint(
 ) -> None:
     """:func:`save_checkpoint` into a directory that the caller makes whole or removes."""
     values = model.config.to_dict()
-    values["dtype"] = str(model.dtype).removeprefix("torch.")
+    values["dtype"] = _name(model.dtype)
     write_json(directory / "config.json", values | (config or {}))
     special = ("bos_token_id", "eos_token_id", "pad_token_id")
     token_ids = {name: values[name] for name in special if values[name] is not None}
@@ -91,7 +95,21 @@ def write_checkpoint(
     )
     save_file(_named_tensors(model), directory / WEIGHTS, metadata={"format": "pt"})
     if tokenizer is not None:
+        check_vocabulary(model.config, tokenizer.vocab_size, directory)
         tokenizer.save(directory)
+
+
+def check_vocabulary(config: LlamaConfig, vocab_size: int, where: str | Path) -> None:
+    """Refuse a tokenizer with more ids than the model has embeddings.
+
+    Raises:
+        CheckpointError: naming both sizes.
+    """
+    if vocab_size > config.vocab_size:
+        raise CheckpointError(
+            f"{where}: the tokenizer has {vocab_size} tokens and the model embeddings for "
+            f"{config.vocab_size}; use the tokenizer that the model was trained with."
+        )
 
 
 def _named_tensors(model: LlamaForCausalLM) -> dict[str, Tensor]:
@@ -132,7 +150,7 @@ def load_model(
     """Read a model from a checkpoint directory, in evaluation mode.
 
     Args:
-        dtype: "float32", "bfloat16", "float16", or "auto" for the file's own.
+        dtype: "float32", "bfloat16", "float16", or "auto" for what ``config.json`` says.
         device: where the weights go.
 
     Raises:
@@ -141,19 +159,23 @@ def load_model(
     """
     path = Path(directory)
     config = load_config(path)
+    if isinstance(dtype, str):
+        name = config.dtype if dtype == "auto" else dtype
+        if name not in _DTYPES:
+            known = ", ".join(_DTYPES)
+            raise CheckpointError(f"dtype {dtype!r} is unknown; choose auto, {known}.")
+        wanted = _DTYPES[name]
+    else:
+        wanted = dtype
     with torch.device("meta"):
         model = LlamaForCausalLM(config, _DTYPES[config.dtype])
     if config.quantization_config is not None:
         _replace_layers(model, config.quantization_config, path)
-    tensors = _read_weights(path, device)
-    _check_weights(model, tensors, path)
+    tensors, origins = _read_weights(path, device)
+    _check_weights(model, tensors, origins, path)
     model.load_state_dict(tensors, strict=False, assign=True)
     model.tie_weights()
-    wanted = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if wanted is None and dtype != "auto":
-        raise CheckpointError(f"dtype {dtype!r} is unknown; choose auto or {', '.join(_DTYPES)}.")
-    if wanted is not None:
-        model.to(wanted)
+    model.to(wanted)
     model.adjoin_weights()
     return model.eval()
 
@@ -174,15 +196,7 @@ def _weight_files(path: Path) -> list[Path]:
     if (path / WEIGHTS).exists():
         return [path / WEIGHTS]
     if (path / INDEX).exists():
-        index = read_json(path / INDEX)
-        weight_map = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise CheckpointError(f"{path / INDEX}: the key 'weight_map' is missing or empty.")
-        files = [path / name for name in sorted({str(name) for name in weight_map.values()})]
-        for file in files:
-            if not file.exists():
-                raise CheckpointError(f"{path / INDEX} names {file.name}, which is not there.")
-        return files
+        return _indexed_files(path / INDEX)
     for pattern in _PICKLES:
         if any(path.glob(pattern)):
             raise CheckpointError(
@@ -192,22 +206,46 @@ def _weight_files(path: Path) -> list[Path]:
     raise CheckpointError(f"{path} has no {WEIGHTS} and no {INDEX}, so there are no weights.")
 
 
-def _read_weights(path: Path, device: torch.device | str) -> dict[str, Tensor]:
+def _indexed_files(index: Path) -> list[Path]:
+    try:
+        content = read_json(index)
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: the key 'weight_map' is missing or empty.")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if Path(name).name != name:
+            raise CheckpointError(f"{index} names {name!r}, which lies outside its directory.")
+        if not (index.parent / name).exists():
+            raise CheckpointError(f"{index} names {name}, which is not there; copy it too.")
+    return [index.parent / name for name in names]
+
+
+def _read_weights(
+    path: Path, device: torch.device | str
+) -> tuple[dict[str, Tensor], dict[str, Path]]:
+    """All tensors by name, and the file that each came from."""
     tensors: dict[str, Tensor] = {}
+    origins: dict[str, Path] = {}
     for file in _weight_files(path):
         try:
             with safe_open(file, framework="pt", device=str(device)) as handle:
                 for name in handle.keys():  # noqa: SIM118 (a handle is not iterable)
                     tensors[name] = handle.get_tensor(name)
-        except SafetensorError as error:
+                    origins[name] = file
+        except (SafetensorError, OSError) as error:
             raise CheckpointError(
                 f"{file} is truncated or no safetensors file ({error}); copy or save it again."
             ) from error
-    return tensors
+    return tensors, origins
 
 
-def _check_weights(model: LlamaForCausalLM, tensors: dict[str, Tensor], path: Path) -> None:
-    """Compare names and shapes with the model's; drops what is known to be redundant."""
+def _check_weights(
+    model: LlamaForCausalLM, tensors: dict[str, Tensor], origins: dict[str, Path], path: Path
+) -> None:
+    """Compare names, shapes and kinds with the model's; drops what is known to be redundant."""
     expected = model.state_dict()
     if model.config.tie_word_embeddings:
         expected.pop("lm_head.weight")
@@ -218,17 +256,25 @@ def _check_weights(model: LlamaForCausalLM, tensors: dict[str, Tensor], path: Pa
     for name, tensor in expected.items():
         found = tensors.get(name)
         if found is None:
-            raise CheckpointError(f"{path}: the weight {name!r} is missing from its files.")
+            raise CheckpointError(f"{path}: the weight {name!r} is in none of its files.")
         if found.shape != tensor.shape:
             raise CheckpointError(
-                f"{path}: the weight {name!r} has the shape {list(found.shape)}; config.json "
-                f"asks for {list(tensor.shape)}."
+                f"{origins[name]}: the weight {name!r} has the shape {list(found.shape)}; "
+                f"config.json asks for {list(tensor.shape)}."
+            )
+        if found.is_floating_point() != tensor.is_floating_point():
+            raise CheckpointError(
+                f"{origins[name]}: the weight {name!r} is {_name(found.dtype)}; config.json "
+                f"asks for {_name(tensor.dtype)}."
             )
         if found.is_floating_point() and not bool(torch.isfinite(found).all()):
-            warnings.warn(f"{path}: the weight {name!r} holds NaN or infinity.", stacklevel=3)
+            warnings.warn(f"{origins[name]}: {name!r} holds NaN or infinity.", stacklevel=3)
     unknown = sorted(set(tensors) - set(expected))
     if unknown:
         raise CheckpointError(
-            f"{path}: the weight {unknown[0]!r} is in the files and config.json has no place "
-            "for it."
+            f"{origins[unknown[0]]}: config.json has no place for the weight {unknown[0]!r}."
         )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

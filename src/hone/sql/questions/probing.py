@@ -48,18 +48,24 @@ class Probe:
         """Whether ``intent`` has an answer that is neither empty, nor trivial, nor arbitrary."""
         if not all(self._noun_matters(noun) for noun in intent.nouns):
             return False
-        rows = self.rows(intent.sql, None if intent.unlike else _ENOUGH)
+        rows = self.rows(intent.sql, max(_ENOUGH, intent.at_least))
         if not rows or len(rows) < intent.at_least:
             return False
         if len(rows) == 1 and all(value in (None, 0) for value in rows[0]):
             return False
         if intent.ranked and not self._is_ranked(intent):
             return False
-        for sql in intent.unlike:
-            other = self.remembered(sql)
-            if other is None or len(other) == len(rows):
-                return False
-        return True
+        if not intent.unlike:
+            return True
+        size = self._size(intent.sql)
+        return size is not None and all(
+            self._size(sql) not in (None, size) for sql in intent.unlike
+        )
+
+    def _size(self, sql: str) -> object:
+        """The number of rows of ``sql``, None where it cannot be counted in time."""
+        rows = self.remembered(f"SELECT COUNT(*) FROM ({sql})")
+        return rows[0][0] if rows else None
 
     def _noun_matters(self, noun: Noun) -> bool:
         if noun.owner is not None and not self._noun_matters(noun.owner):

@@ -1,7 +1,9 @@
 """Batched generation: prompts of any lengths in, continuations in the same order out.
 
-Prompts are sorted by length and cut into batches under a token budget; a batch is left-padded,
-and rows that are done leave it. Shapes: B rows, S positions, V vocabulary.
+Prompts are sorted by length and cut into batches under a token budget. In a batch the tokens of all
+rows lie behind one another, with no padding between them, and rows that are done leave it.
+
+Shapes: N tokens of a pass, B rows, E hidden size, V vocabulary.
 """
 
 import time
@@ -12,14 +14,15 @@ import torch
 from torch import Tensor
 
 from hone.core.errors import CheckpointError, RequestError
-from hone.engine.cache import GrowingCache
+from hone.engine.cache import RowCache
+from hone.engine.invariance import RowCounts
 from hone.engine.sampling import Sampler, SamplingParams
 from hone.engine.text_stream import TextStream
 from hone.models import LlamaForCausalLM
 from hone.text.tokenizer import Tokenizer
 
 _MAX_ROWS = 64
-# Positions of a batch: prompts together, and the cache at its fullest.
+# Tokens of a batch: prompts together, and the cache at its fullest.
 _PROMPT_TOKENS = 16_384
 _CACHE_TOKENS = 131_072
 # A batch is made smaller when no more than this share of its rows still runs.
@@ -105,6 +108,7 @@ def generate(
     end_ids: Collection[int],
     stream: Stream | None = None,
     finished: Finished | None = None,
+    row_counts: RowCounts = (),
 ) -> list[GenerationResult]:
     """Continue each prompt.
 
@@ -114,6 +118,8 @@ def generate(
         end_ids: the model's own end-of-sequence tokens.
         stream: called with a prompt's index and the next piece of its text.
         finished: called with a prompt's index and its result, in the order of finishing.
+        row_counts: pad passes of few rows so that no row's result depends on the others; see
+            :func:`hone.engine.invariance.safe_row_counts`. Empty means as they come.
 
     Raises:
         RequestError: a prompt is empty, too long for the model, or holds an unknown id.
@@ -128,7 +134,7 @@ def generate(
     for batch in _batches(rows):
         for row in batch:
             row.open(tokenizer, stream)
-        for row, seconds in _run(model, batch):
+        for row, seconds in _run(model, batch, row_counts):
             result = row.result(seconds)
             results[row.index] = result
             if finished is not None:
@@ -179,13 +185,13 @@ def _batches(rows: list[_Row]) -> Iterator[list[_Row]]:
 
 
 @torch.inference_mode()
-def _run(model: LlamaForCausalLM, rows: list[_Row]) -> Iterator[tuple[_Row, float]]:
+def _run(
+    model: LlamaForCausalLM, rows: list[_Row], row_counts: RowCounts
+) -> Iterator[tuple[_Row, float]]:
     """Run one batch; yields each row with its seconds when it is finished."""
     start = time.perf_counter()
     device = model.device
-    longest, steps = len(rows[0].prompt), max(row.budget for row in rows)
-    ids_BT, mask_BS = _left_pad(rows, longest, steps, device)
-    cache = GrowingCache(model.config, len(rows), longest + min(steps, 128), model.dtype, device)
+    cache = RowCache(model.config, [len(row.prompt) for row in rows], model.dtype, device)
     sampler = Sampler(
         [row.params for row in rows],
         [row.prompt for row in rows],
@@ -194,17 +200,24 @@ def _run(model: LlamaForCausalLM, rows: list[_Row]) -> Iterator[tuple[_Row, floa
         model.config.vocab_size,
         device,
     )
+    ids_N = torch.tensor([i for row in rows for i in row.prompt], device=device)
+    last_B = torch.tensor([len(row.prompt) for row in rows], device=device).cumsum(0) - 1
     running: list[_Row | None] = list(rows)
-    for step in range(steps):
-        mask = None if mask_BS is None else mask_BS[:, : longest + step]
-        logits_BV = model(ids_BT, mask, cache, logits_to_keep=1).logits[:, -1]
+    for step in range(max(row.budget for row in rows)):
+        positions_N = cache.positions().to(device)
+        hidden_NE = model.model(
+            _pad(ids_N, row_counts), _pad(positions_N, row_counts), cache.attend
+        )
+        cache.advance()
+        hidden_BE = _pad(hidden_NE[last_B], row_counts)
+        logits_BV = model.lm_head(hidden_BE)[: len(running)]
         if step == 0 and not bool(torch.isfinite(logits_BV).all()):
             raise CheckpointError(
                 "The model's scores are not numbers (NaN or infinity): its weights are damaged, or "
                 'too large for their dtype. Load it with dtype="float32", or save it again.'
             )
-        next_B = sampler(logits_BV, step)
-        for place, token in enumerate(next_B.tolist()):
+        ids_N = sampler(logits_BV, step)
+        for place, token in enumerate(ids_N.tolist()):
             row = running[place]
             if row is not None and row.accept(token):
                 running[place] = None
@@ -214,23 +227,17 @@ def _run(model: LlamaForCausalLM, rows: list[_Row]) -> Iterator[tuple[_Row, floa
             return
         if len(left) <= _COMPACT_BELOW * len(running):
             keep_R = torch.tensor(left, device=device)
-            cache.select_rows(keep_R)
+            cache.select_rows(left)
             sampler.select_rows(keep_R)
-            next_B = next_B[keep_R]
-            mask_BS = None if mask_BS is None else mask_BS[keep_R]
+            ids_N = ids_N[keep_R]
             running = [running[place] for place in left]
-        ids_BT = next_B[:, None]
+        last_B = torch.arange(len(running), device=device)
 
 
-def _left_pad(
-    rows: list[_Row], longest: int, steps: int, device: torch.device
-) -> tuple[Tensor, Tensor | None]:
-    """The prompts ``[B, T]``, and which positions are tokens ``[B, T + steps]`` (None: all)."""
-    ids = torch.zeros(len(rows), longest, dtype=torch.int64)
-    mask = torch.ones(len(rows), longest + steps, dtype=torch.bool)
-    for place, row in enumerate(rows):
-        padding = longest - len(row.prompt)
-        ids[place, padding:] = torch.tensor(row.prompt)
-        mask[place, :padding] = False
-    padded = len(rows[-1].prompt) < longest
-    return ids.to(device), mask.to(device) if padded else None
+def _pad(x_N: Tensor, row_counts: RowCounts) -> Tensor:
+    """Append zeros up to the next safe number of rows; see ``invariance``."""
+    rows = x_N.shape[0]
+    wanted = row_counts[rows] if rows < len(row_counts) else rows
+    if wanted == rows:
+        return x_N
+    return torch.cat((x_N, x_N.new_zeros(wanted - rows, *x_N.shape[1:])))

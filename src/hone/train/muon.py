@@ -31,11 +31,29 @@ def orthogonalise_reference(matrix: Tensor) -> Tensor:
 def orthogonalise(matrices_MRC: Tensor) -> Tensor:
     """:func:`orthogonalise_reference` of M wide matrices at once, sums fused into the products."""
     x_MRC = matrices_MRC / (matrices_MRC.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    if x_MRC.dtype == torch.float32 and x_MRC.shape[2] >= 2 * x_MRC.shape[1]:
+        return _factor_of_gram(x_MRC @ x_MRC.mT) @ x_MRC
     for _ in range(_STEPS):
         gram_MRR = x_MRC @ x_MRC.mT
         polynomial_MRR = torch.baddbmm(gram_MRR, gram_MRR, gram_MRR, beta=_B, alpha=_C)
         x_MRC = torch.baddbmm(x_MRC, polynomial_MRR, x_MRC, beta=_A)
     return x_MRC
+
+
+def _factor_of_gram(gram_MRR: Tensor) -> Tensor:
+    """What the iteration multiplies a matrix by from the left, given the matrix's Gram matrix.
+
+    All its factors are polynomials in the Gram matrix, so they commute, and the long side takes
+    part only at the ends: a quarter less work at C = 2.75 R. The squares need float32.
+    """
+    product_MRR = torch.empty(0)
+    for step in range(_STEPS):
+        factor_MRR = torch.baddbmm(gram_MRR, gram_MRR, gram_MRR, beta=_B, alpha=_C)
+        factor_MRR.diagonal(dim1=1, dim2=2).add_(_A)
+        product_MRR = factor_MRR if step == 0 else product_MRR @ factor_MRR
+        if step < _STEPS - 1:
+            gram_MRR = gram_MRR @ factor_MRR @ factor_MRR
+    return product_MRR
 
 
 def muon_reference(

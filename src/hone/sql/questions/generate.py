@@ -124,10 +124,11 @@ def _intents(picker: Picker, split: Split, excluded: frozenset[str]) -> Iterator
     drawn: Counter[str] = Counter()
     misses = dict.fromkeys(KINDS, 0)
     repeats = _REPEATS if split == "train" else 1
+    tries = _TRIES if split == "train" else _TRIES * _BUCKETS
     good: dict[str, bool] = {}
     while misses:
         for kind in list(misses):
-            for _ in range(_TRIES):
+            for _ in range(tries):
                 intent = _draw(picker, kind)
                 if intent is None or drawn[intent.sql] >= repeats or intent.sql in excluded:
                     continue

@@ -17,7 +17,7 @@ from hone.sql.questions.frames import FRAMES
 
 HELD_OUT_SHARE = 0.25
 # A word of a held-out frame occurs in at least this many frames that training sees.
-_TAUGHT_BY = 3
+_TAUGHT_BY = 2
 _SLOT = re.compile(r"\{\w+\}")
 _WORD = re.compile(r"[가-힣]+|[a-z]+")
 

@@ -75,7 +75,6 @@ def _open(path: Path, options: str) -> sqlite3.Connection:
             connection.execute("PRAGMA locking_mode=EXCLUSIVE")
         connection.text_factory = lambda value: value.decode("utf-8", "replace")
         connection.execute("PRAGMA query_only=ON")
-        connection.execute("PRAGMA trusted_schema=OFF")
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except BaseException:
         connection.close()

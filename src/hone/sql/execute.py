@@ -14,10 +14,11 @@ from types import TracebackType
 
 from hone.core.errors import RequestError
 from hone.sql.connect import connect
+from hone.sql.functions import register
 from hone.sql.identifiers import quote_always
 
-# One value, and one query's text. Within one value SQLite cannot be interrupted, and some of its
-# functions take quadratic time, so this also bounds how far a query can overrun its time limit.
+# One value, and one query's text. While SQLite works on one value it cannot be interrupted, so this
+# also bounds how far a query can overrun its time limit: two seconds for a hostile LIKE.
 _VALUE_BYTES = 1_000_000
 _SQL_BYTES = 100_000
 _PATTERN_BYTES = 1_000
@@ -68,6 +69,7 @@ class Database:
         self._connection = connect(path)
         _allow_double_quoted_strings(self._connection)
         _wake_virtual_tables(self._connection)
+        register(self._connection, _VALUE_BYTES)
         for category, limit in (
             (sqlite3.SQLITE_LIMIT_LENGTH, _VALUE_BYTES),
             (sqlite3.SQLITE_LIMIT_SQL_LENGTH, _SQL_BYTES),
@@ -161,7 +163,7 @@ class Database:
             )
         if "one statement at a time" in reason:
             return RequestError("The query was refused: it holds more than one statement.")
-        if "too big" in reason or "too large" in reason:
+        if any(mark in reason for mark in ("too big", "too large", "user-defined function")):
             return RequestError(f"The query failed: a value is over {_VALUE_BYTES:,} bytes.")
         if "binding" in reason.lower():
             return RequestError(

@@ -14,6 +14,13 @@ _PROBES = 40
 _FOUND = 0.75
 # A key column must look unique over this many rows before it counts as one.
 _UNIQUE_ROWS = 500
+# How much of the other table is looked through for a value.
+_POOL = 20_000
+# Without a fitting name, this many different words must all but occur among the key's.
+_WORDS = 12
+_ALL_BUT = 0.95
+# Every column is compared with every key only in a small database.
+_FEW_TABLES = 20
 
 
 def find_foreign_keys(connection: sqlite3.Connection, tables: Sequence[RawTable]) -> list[Key]:
@@ -47,12 +54,18 @@ def _infer(connection: sqlite3.Connection, tables: Sequence[RawTable]) -> list[K
     real = [table for table in tables if table.kind == "table"]
     targets = [(table, key) for table in real if (key := _key_column(connection, table))]
     found: list[Key] = []
+    keys = {table.name: key for table, key in targets}
     for table in real:
+        own_key = keys.get(table.name)
         for column, _, _ in table.columns:
             for other, key in targets:
-                if other is table or not _names_fit(column, other.name, key):
+                named = _names_fit(column, other.name, key)
+                if other is table or not (named or len(real) <= _FEW_TABLES):
                     continue
-                if _values_fit(connection, table.name, column, other.name, key):
+                asked, share, words = _overlap(connection, table.name, column, other, key)
+                by_name = named and (not asked or share >= _FOUND)
+                by_value = column != own_key and words and asked >= _WORDS and share >= _ALL_BUT
+                if by_name or by_value:
                     found.append((table.name, (column,), other.name, (key,), True))
                     break
     return found
@@ -106,18 +119,22 @@ def _is_unique(connection: sqlite3.Connection, table: str, column: str) -> bool:
     return total == distinct
 
 
-def _values_fit(
-    connection: sqlite3.Connection, table: str, column: str, other: str, key: str
-) -> bool:
-    """Whether most of the first values of ``table.column`` occur in ``other.key``."""
+def _overlap(
+    connection: sqlite3.Connection, table: str, column: str, other: RawTable, key: str
+) -> tuple[int, float, bool]:
+    """How many values of ``table.column`` were tried, the share of them that ``other.key`` has,
+    and whether they are words."""
     name, target = quote_always(column), quote_always(key)
     values = (
         f"SELECT DISTINCT v FROM (SELECT {name} AS v FROM {quote_always(table)} "
         f"WHERE {name} IS NOT NULL LIMIT {_UNIQUE_ROWS}) LIMIT {_PROBES}"
     )
     # Without an index every probe reads the other table, so only its first rows are looked at.
-    pool = f"SELECT {target} FROM {quote_always(other)} LIMIT 100000"
-    asked, hits = connection.execute(
-        f"SELECT count(*), count(CASE WHEN v IN ({pool}) THEN 1 END) FROM ({values})"
+    rows = f"SELECT 1 FROM {quote_always(other.name)} WHERE {target} = v"
+    pool = f"v IN (SELECT {target} FROM {quote_always(other.name)} LIMIT {_POOL})"
+    found = f"EXISTS ({rows})" if other.primary_key else pool
+    asked, hits, words = connection.execute(
+        f"SELECT count(*), count(CASE WHEN {found} THEN 1 END), "
+        f"count(CASE WHEN typeof(v) = 'text' AND v GLOB '*[^0-9. -]*' THEN 1 END) FROM ({values})"
     ).fetchone()
-    return asked == 0 or hits >= _FOUND * asked
+    return asked, hits / asked if asked else 0.0, words == asked

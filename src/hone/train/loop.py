@@ -20,7 +20,7 @@ from hone.core.errors import HoneError
 from hone.core.progress import progress
 from hone.core.seeds import derive_seed
 from hone.data import Batch
-from hone.kernels import preferred_dtype
+from hone.kernels import keep_freed_memory, preferred_dtype
 from hone.train.checkpoints import CheckpointStore
 from hone.train.config import TrainConfig
 from hone.train.interrupt import deferred_interrupt
@@ -142,6 +142,10 @@ def train(
         precision = checkpoint.manifest["machine"]["precision"]
     where = machine(precision, device)
     optimizer = Optimizer(model, config, _DTYPES[precision])
+    if adjoin_weights := getattr(model, "adjoin_weights", None):
+        adjoin_weights()  # a conversion of the dtype has taken them apart
+    if device.type == "cpu":
+        keep_freed_memory()
     model.train()
     loss_of = cast(Callable[[TensorBatch], Tensor], model.packed_loss)
     if config.compile:

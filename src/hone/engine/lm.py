@@ -36,7 +36,7 @@ class LM:
         tokenizer: text to ids and back.
         model: the torch module; ``model(input_ids, attention_mask=None).logits``.
         end_ids: the tokens that end an output.
-        exact: a prompt alone gives the same bits as beside others; see :func:`load`.
+        exact: no output depends on what else is in the batch; see :func:`load`.
     """
 
     path: Path
@@ -78,7 +78,7 @@ class LM:
             every = list(params)
             if len(every) != len(ids):
                 raise RequestError(f"There are {len(ids)} prompts and {len(every)} params.")
-        counts = self.row_counts() if self.exact or len(ids) > 1 else None
+        counts = self.row_counts() if self.exact else None
         return generate(
             self.model, self.tokenizer, ids, every, self.end_ids, stream, finished, counts or ()
         )
@@ -190,9 +190,11 @@ def load(
             without bfloat16 instructions computes 16-bit weights in float32, which loses nothing
             and is many times faster there.
         device: where to compute.
-        exact: make the output for one prompt alone bit-identical to its output beside others, which
-            it always is among two or more. It costs a lone prompt up to 3 times its speed on a
-            large model and little on a tiny one; None means up to 20 million parameters.
+        exact: compute a few prompts in the way in which many are computed, so that no output
+            depends on what else is in the batch, to the last bit. Else rounding can differ, which
+            shows where two tokens are as good as equally likely. Exactness can take a lone prompt
+            up to 3 times as long on a large model, and little on a tiny one; None means: up to
+            20 million parameters.
 
     Raises:
         CheckpointError: the directory or one of its files is missing, broken or unknown.

@@ -17,6 +17,7 @@ from hone.sql.questions.intents import (
     Than,
     Value,
     needs_quotes,
+    plain,
 )
 
 _MONTHS = (
@@ -281,9 +282,9 @@ class English:
 
     def _condition(self, condition: Condition, phrase: bool) -> str:
         dated = condition.field.role == "date"
-        plain, dates = (_PHRASES, _DATE_PHRASES) if phrase else (_CLAUSES, _DATE_CLAUSES)
+        usual, dates = (_PHRASES, _DATE_PHRASES) if phrase else (_CLAUSES, _DATE_CLAUSES)
         forms = dates.get(condition.operator) if dated else None
-        form = self._choose(forms or plain[condition.operator])
+        form = self._choose(forms or usual[condition.operator])
         label = self._label(condition.field)
         values = [_value(value, condition.field) for value in condition.values]
         if condition.operator in ("eq", "ne", "in") and needs_quotes(condition):
@@ -314,7 +315,7 @@ def _is_adjective(condition: Condition) -> bool:
 def _value(value: Value, field: Field | None = None) -> str:
     if field is not None and field.role == "flag":
         return "true" if value else "false"
-    return str(value)
+    return value if isinstance(value, str) else plain(value)
 
 
 def _join(words: list[str], word: str) -> str:

@@ -129,7 +129,7 @@ def _role(table: Table, column: Column, linking: bool) -> Role | None:
     words = readable(column.name)
     if column.kind == "blob":
         return None
-    if linking and not (column.kind == "text" and words.split()[-1] in _NAME_WORDS):
+    if linking and not (column.kind == "text" and _is_name(table, words)):
         return "key"
     if column.kind in ("date", "datetime"):
         return "date"
@@ -140,11 +140,18 @@ def _role(table: Table, column: Column, linking: bool) -> Role | None:
     return _text_role(table, column, words)
 
 
+def _is_name(table: Table, words: str) -> bool:
+    """Whether a column names its row: "name", or "store name" in the table of stores."""
+    own = readable(table.name)
+    rest = [word for word in words.split() if word not in own]
+    return len(rest) == 1 and rest[0] in _NAME_WORDS
+
+
 def _text_role(table: Table, column: Column, words: str) -> Role:
     if not column.samples or column.distinct is None:
-        return "name" if words.split()[-1] in _NAME_WORDS else "text"
+        return "name" if _is_name(table, words) else "text"
     read = min(table.rows or 2000, 2000) * (1 - column.null_fraction)
-    if words.split()[-1] in _NAME_WORDS and column.distinct > 0.3 * read:
+    if _is_name(table, words) and column.distinct > 0.3 * read:
         return "name"
     return "category" if column.distinct <= min(_CATEGORY_VALUES, read / 2) else "text"
 

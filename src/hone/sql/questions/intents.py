@@ -37,7 +37,14 @@ COMPARISONS: dict[str, str] = {"eq": "=", "ne": "!=", "gt": ">", "lt": "<", "ge"
 
 def literal(value: Value) -> str:
     """``value`` in SQL."""
-    return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else repr(value)
+    return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else plain(value)
+
+
+def plain(value: int | float) -> str:
+    """A number as people write it: 2002, not 2002.0."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
+    return repr(value)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

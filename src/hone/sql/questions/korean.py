@@ -17,6 +17,7 @@ from hone.sql.questions.intents import (
     Than,
     Value,
     needs_quotes,
+    plain,
 )
 from hone.text.korean import attach, fill
 
@@ -215,8 +216,8 @@ class Korean:
 
     def _than(self, part: Than, form: str) -> str:
         if part.counted is None:
-            return self.random.choice(_THAN_VALUE[part.operator]).format(v=part.value)
-        number = f"{part.value}{counter(self._label(part.counted))}"
+            return self.random.choice(_THAN_VALUE[part.operator]).format(v=_number(part.value))
+        number = f"{_number(part.value)}{counter(self._label(part.counted))}"
         plain, there = self.random.choice(_THAN[part.operator])
         return (there if form == "there" else plain).format(v=number)
 
@@ -267,7 +268,11 @@ def _is_adjective(condition: Condition) -> bool:
     )
 
 
+def _number(value: Value) -> str:
+    return value if isinstance(value, str) else plain(value)
+
+
 def _value(value: Value, field: Field) -> str:
     if field.role == "flag":
         return "참" if value else "거짓"
-    return str(value)
+    return _number(value)

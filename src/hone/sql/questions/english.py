@@ -214,14 +214,18 @@ class English:
         return self._label(entity)
 
     def _columns(self, part: Columns, many: bool) -> str:
-        owner = f"{singular(self._name(part.owner))} " if part.owner else ""
-        names = [owner + self._label(field) for field in part.fields]
+        names = [self._owned(field, part.owner) for field in part.fields]
         names = [plural(name) for name in names] if many else names
         return _join(names, "and")
 
+    def _owned(self, field: Field, owner: Entity | None) -> str:
+        """A column with its table's name before it, unless it begins with that: "order date"."""
+        label = self._label(field)
+        name = singular(self._name(owner)) if owner else ""
+        return f"{name} {label}".strip() if not label.startswith(name + " ") else label
+
     def _field_of(self, part: FieldOf, form: str) -> str:
-        owner = f"{singular(self._name(part.owner))} " if part.owner else ""
-        name = owner + self._label(part.field)
+        name = self._owned(part.field, part.owner)
         return plural(name) if form == "many" else name
 
     def _aggregates(self, part: Aggregates) -> str:

@@ -140,10 +140,15 @@ class Aggregates:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Extreme:
-    """The highest (or lowest) of a number, the latest (or earliest) of a date."""
+    """The highest (or lowest) of a number, the latest (or earliest) of a date; of a count: most."""
 
     high: bool
-    date: bool = False
+    field: Field | None = None
+
+    @property
+    def date(self) -> bool:
+        """Whether it is about a date."""
+        return self.field is not None and self.field.role == "date"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -99,7 +99,7 @@ def group_top_aggregate(pick: Picker) -> Intent:
     sql = select([name], noun, group=name, order=order, limit=1)
     ranked = select([name, measure], noun, group=name, order=order, limit=2)
     parts: dict[str, Part] = {
-        "group": FieldOf(group), "np": noun, "agg": agg, "sup": Extreme(high),
+        "group": FieldOf(group), "np": noun, "agg": agg, "sup": Extreme(high, agg.items[0][1]),
     }  # fmt: skip
     return Intent("group_top_aggregate", sql, parts, (noun,), 1, ranked)
 

@@ -63,7 +63,7 @@ def join_top(pick: Picker) -> Intent:
     items = [field.sql(True) for field in cols.fields]
     sql = select(items, noun, order=order, limit=limit)
     ranked = select([*items, key.sql(True)], noun, order=order, limit=limit + 1)
-    extreme = Extreme(high, key.role == "date")
+    extreme = Extreme(high, key)
     parts: dict[str, Part] = {"cols": cols, "key": FieldOf(key), "sup": extreme, "top": extreme}
     parts |= {"k": limit, **_family(noun)}
     return Intent("join_top", sql, parts, (noun,), limit, ranked)
@@ -92,7 +92,7 @@ def extreme(pick: Picker) -> Intent:
     inner = f"(SELECT {function}({name}) FROM {entity.sql})"
     sql = f"{select([field.sql(False) for field in cols.fields], noun)} WHERE {name} = {inner}"
     parts: dict[str, Part] = {
-        "cols": cols, "np": noun, "key": FieldOf(key), "bound": Extreme(high),
+        "cols": cols, "np": noun, "key": FieldOf(key), "bound": Extreme(high, key),
     }  # fmt: skip
     return Intent("extreme", sql, parts, unlike=_everything(entity))
 
@@ -178,7 +178,7 @@ def compare_to(pick: Picker) -> Intent:
     cols, noun = pick.columns(entity, 2), Noun(entity)
     head = select([column.sql(False) for column in cols.fields], noun)
     parts: dict[str, Part] = {
-        "cols": cols, "np": noun, "key": FieldOf(key), "side": Extreme(high),
+        "cols": cols, "np": noun, "key": FieldOf(key), "side": Extreme(high, key),
         "name": Named(entity, value),
     }  # fmt: skip
     sql = f"{head} WHERE {key.sql(False)} {'>' if high else '<'} {inner}"
@@ -237,7 +237,7 @@ def _against_average(pick: Picker) -> tuple[Noun, dict[str, Part], str]:
     key, high = pick.field(entity, "number"), pick.random.random() < 0.5
     name = key.sql(False)
     where = f"{name} {'>' if high else '<'} (SELECT AVG({name}) FROM {entity.sql})"
-    parts: dict[str, Part] = {"np": Noun(entity), "key": FieldOf(key), "side": Extreme(high)}
+    parts: dict[str, Part] = {"np": Noun(entity), "key": FieldOf(key), "side": Extreme(high, key)}
     return Noun(entity), parts, where
 
 

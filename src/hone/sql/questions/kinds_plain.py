@@ -85,7 +85,7 @@ def sorted_rows(pick: Picker) -> Intent:
     items = [field.sql(False) for field in cols.fields]
     sql = select(items, noun, order=order)
     ranked = select([*items, key.sql(False)], noun, order=order)
-    extreme = Extreme(high, key.role == "date")
+    extreme = Extreme(high, key)
     parts: dict[str, Part] = {"cols": cols, "np": noun, "key": FieldOf(key), "direction": extreme}
     return Intent("sort", sql, {**parts, "from_to": extreme}, (noun,), 1, ranked)
 
@@ -111,7 +111,7 @@ def _top(pick: Picker, kind: str, limit: int) -> Intent:
     items = [field.sql(False) for field in cols.fields]
     sql = select(items, noun, order=order, limit=limit)
     ranked = select([*items, key.sql(False)], noun, order=order, limit=limit + 1)
-    extreme = Extreme(high, key.role == "date")
+    extreme = Extreme(high, key)
     parts: dict[str, Part] = {
         "cols": cols, "np": noun, "key": FieldOf(key), "sup": extreme, "top": extreme,
     }  # fmt: skip

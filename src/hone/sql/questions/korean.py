@@ -19,103 +19,23 @@ from hone.sql.questions.intents import (
     needs_quotes,
     plain,
 )
-from hone.text.korean import attach, fill
-
-# A stem and its endings before a noun, before "and" and before "or".
-Predicate = tuple[str, tuple[str, str, str]]
-_COPULA = ("인", "이고", "이거나")
-_HAVE = ("있는", "있고", "있거나")
-_LACK = ("없는", "없고", "없거나")
-
-_PREDICATES: dict[str, tuple[Predicate, ...]] = {
-    "eq": (("{c}이/가 {v}", _COPULA),),
-    "ne": (("{c}이/가 {v}이/가 아", ("닌", "니고", "니거나")),),
-    "gt": (
-        ("{c}이/가 {v} 초과", _COPULA),
-        ("{c}이/가 {v}보다 ", ("큰", "크고", "크거나")),
-        ("{c}이/가 {v}을/를 넘", ("는", "고", "거나")),
-    ),
-    "lt": (
-        ("{c}이/가 {v} 미만", _COPULA),
-        ("{c}이/가 {v}보다 ", ("작은", "작고", "작거나")),
-    ),
-    "ge": (("{c}이/가 {v} 이상", _COPULA),),
-    "le": (("{c}이/가 {v} 이하", _COPULA),),
-    "between": (
-        ("{c}이/가 {v} 이상 {w} 이하", _COPULA),
-        ("{c}이/가 {v}에서 {w} 사이", _COPULA),
-    ),
-    "in": (("{c}이/가 {v}", _COPULA),),
-    "contains": (
-        ("{c}에 '{v}'이/가 들어가", ("는", "고", "거나")),
-        ("{c}에 '{v}'이/가 포함", ("된", "되고", "되거나")),
-    ),
-    "starts": (("{c}이/가 '{v}'으로/로 시작하", ("는", "고", "거나")),),
-    "ends": (("{c}이/가 '{v}'으로/로 끝나", ("는", "고", "거나")),),
-    "null": (("{c}이/가 ", _LACK), ("{c}이/가 비어 ", _HAVE)),
-    "not_null": (("{c}이/가 ", _HAVE),),
-    "year": (("{c}이/가 {v}", _COPULA),),
-    "month": (("{c}이/가 {v}", _COPULA),),
-}
-# 이전 and 이후 include the day itself (표준국어대사전), 전 and 후 do not.
-_DATE_PREDICATES: dict[str, tuple[Predicate, ...]] = {
-    "gt": (
-        ("{c}이/가 {v}보다 ", ("늦은", "늦고", "늦거나")),
-        ("{c}이/가 {v} 보다 나중", _COPULA),
-    ),
-    "lt": (
-        ("{c}이/가 {v}보다 ", ("이른", "이르고", "이르거나")),
-        ("{c}이/가 {v} 전", _COPULA),
-    ),
-    "ge": (("{c}이/가 {v} 이후", _COPULA),),
-    "le": (("{c}이/가 {v} 이전", _COPULA),),
-    "between": (
-        ("{c}이/가 {v}부터 {w} 사이", _COPULA),
-        ("{c}이/가 {v}에서 {w} 사이", _COPULA),
-    ),
-}
-_AGGREGATES: dict[str, tuple[str, ...]] = {
-    "AVG": ("평균 {x}", "평균 {x}", "{x} 평균"),
-    "SUM": ("총 {x}", "{x} 합계", "{x} 총합"),
-    "MIN": ("최저 {x}", "{x} 최솟값", "가장 낮은 {x}"),
-    "MAX": ("최고 {x}", "{x} 최댓값", "가장 높은 {x}"),
-}
-_DATE_AGGREGATES = {
-    "MIN": ("가장 이른 {x}", "가장 빠른 {x}"),
-    "MAX": ("가장 늦은 {x}", "가장 최근 {x}"),
-}
-_THAN: dict[str, tuple[tuple[str, str], ...]] = {
-    "gt": (("{v}보다 많은", "{v}보다 많이 있어"), ("{v} 초과인", "{v} 초과로 있어")),
-    "ge": (("{v} 이상인", "{v} 이상 있어"),),
-    "lt": (("{v}보다 적은", "{v}보다 적게 있어"), ("{v} 미만인", "{v} 미만으로 있어")),
-    "le": (("{v} 이하인", "{v} 이하로 있어"),),
-}
-_THAN_VALUE: dict[str, tuple[str, ...]] = {
-    "gt": ("{v}보다 큰", "{v} 초과인", "{v}보다 높은"),
-    "ge": ("{v} 이상인",),
-    "lt": ("{v}보다 작은", "{v} 미만인", "{v}보다 낮은"),
-    "le": ("{v} 이하인",),
-}
-
-# The counter of a noun by how it ends.
-_COUNTERS = (
-    (
-        "명",
-        "고객 회원 직원 사원 학생 교사 강사 선생 교수 사람 사용자 이용자 환자 의사 선수 가수 배우 "
-        "작가 저자 감독 승객 손님 담당자 관리자 주민 인물 기자 위원 구성원 참가자 판매자 구매자 "
-        "person people customer employee student teacher user singer player member patient author",
-    ),
-    ("건", "주문 거래 리뷰 후기 예약 결제 배송 문의 계약 기록 로그 사건 신고 신청 요청"),
-    (
-        "곳",
-        "매장 점포 지점 회사 업체 거래처 식당 병원 학교 도시 호텔 공항 은행 부서 기관 지역 국가",
-    ),
+from hone.sql.questions.korean_words import (
+    ADJECTIVES,
+    AGGREGATES,
+    COUNTERS,
+    DATE_AGGREGATES,
+    DATE_PREDICATES,
+    PREDICATES,
+    THAN,
+    THAN_VALUE,
+    Predicate,
 )
+from hone.text.korean import attach, fill
 
 
 def counter(noun: str) -> str:
     """The word that counts ``noun``: 명 for people, 건 for affairs, 곳 for places, else 개."""
-    for word, nouns in _COUNTERS:
+    for word, nouns in COUNTERS:
         if noun.lower().endswith(tuple(nouns.split())):
             return word
     return "개"
@@ -149,8 +69,7 @@ class Korean:
             case Columns():
                 return self._columns(part)
             case FieldOf():
-                owner = f"{self._label(part.owner)} " if part.owner else ""
-                return owner + self._label(part.field)
+                return self._owned(part.field, part.owner, " ")
             case Aggregates():
                 if form == "what":
                     return "언제" if part.items[0][1].role == "date" else "얼마"
@@ -175,14 +94,19 @@ class Korean:
         return self._names[id(item)]
 
     def _columns(self, part: Columns) -> str:
+        # "고객의 이름과 도시", but "고객 이름" reads better for one.
+        link = " " if len(part.fields) == 1 else "의 "
         names = [self._label(field) for field in part.fields]
-        if part.owner:
-            # "고객의 이름과 도시", but "고객 이름" reads better for one.
-            link = " " if len(names) == 1 else "의 "
-            names[0] = self._label(part.owner) + link + names[0]
+        names[0] = self._owned(part.fields[0], part.owner, link)
         if len(names) == 2 and self.random.random() < 0.75:
             return f"{attach(names[0], '과/와')} {names[1]}"
         return ", ".join(names)
+
+    def _owned(self, field: Field, owner: Entity | None, link: str) -> str:
+        """A column with its table's name before it, unless it begins with that: 주문일."""
+        label = self._label(field)
+        name = self._label(owner) if owner else ""
+        return label if not name or label.startswith(name) else name + link + label
 
     def _aggregates(self, part: Aggregates) -> str:
         field = part.items[0][1]
@@ -193,8 +117,19 @@ class Korean:
             words = dated if field.role == "date" else plain
             first, second = (words[function] for function, _ in part.items)
             return f"{label} {attach(first, '과/와')} {second}"
-        forms = _DATE_AGGREGATES if field.role == "date" else _AGGREGATES
-        return self.random.choice(forms[part.items[0][0]]).format(x=label)
+        forms = DATE_AGGREGATES if field.role == "date" else AGGREGATES
+        high, low, most, least = self._adjectives(field)
+        form = self.random.choice(forms[part.items[0][0]])
+        return form.format(x=label, high=high, low=low, most=most, least=least)
+
+    def _adjectives(self, field: Field | None) -> tuple[str, str, str, str]:
+        """high, low, highest and lowest as they are said of ``field``: 무거운, 가벼운, ..."""
+        label = self._label(field) if field else ""
+        return next(
+            (*adjectives, *bounds)
+            for endings, adjectives, bounds in ADJECTIVES
+            if not endings or label.endswith(tuple(endings.split()))
+        )
 
     def _extreme(self, part: Extreme, slot: str, form: str) -> str:
         match slot:
@@ -208,17 +143,21 @@ class Korean:
                 return "늦은 순" if part.high else "이른 순"
             case "top":
                 return "상위" if part.high else "하위"
-            case "bound" if not part.date:
+            case "bound" if form == "whole":
+                return self._adjectives(part.field)[2 if part.high else 3]
+            case "bound":
                 return "최댓" if part.high else "최솟"
+            case "from_to" if part.date:
+                return "늦은" if part.high else "이른"
         if part.date:
             return self.random.choice(("늦은", "최근인") if part.high else ("이른", "빠른"))
-        return self.random.choice(("높은", "큰") if part.high else ("낮은", "작은"))
+        return self._adjectives(part.field)[0 if part.high else 1]
 
     def _than(self, part: Than, form: str) -> str:
         if part.counted is None:
-            return self.random.choice(_THAN_VALUE[part.operator]).format(v=_number(part.value))
+            return self.random.choice(THAN_VALUE[part.operator]).format(v=_number(part.value))
         number = f"{_number(part.value)}{counter(self._label(part.counted))}"
-        plain, there = self.random.choice(_THAN[part.operator])
+        plain, there = self.random.choice(THAN[part.operator])
         return (there if form == "there" else plain).format(v=number)
 
     def _noun(self, noun: Noun) -> str:
@@ -238,8 +177,8 @@ class Korean:
 
     def _predicate(self, condition: Condition) -> Predicate:
         dated = condition.field.role == "date"
-        forms = _DATE_PREDICATES.get(condition.operator) if dated else None
-        stem, endings = self.random.choice(forms or _PREDICATES[condition.operator])
+        forms = DATE_PREDICATES.get(condition.operator) if dated else None
+        stem, endings = self.random.choice(forms or PREDICATES[condition.operator])
         values = [_value(value, condition.field) for value in condition.values]
         if condition.operator in ("eq", "ne", "in") and needs_quotes(condition):
             values = [f"'{value}'" for value in values]

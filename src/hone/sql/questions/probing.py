@@ -11,6 +11,8 @@ _QUERY_SECONDS = 1.0
 _ROW_CAP = 20_000
 # To see that an answer is there, its first rows do.
 _ENOUGH = 12
+# Kinds that may ask about a single row; counting or sorting one says nothing.
+_OF_ONE_ROW = frozenset({"filter", "rows"})
 _KEPT = 50_000
 
 
@@ -20,7 +22,7 @@ class Probe:
     def __init__(self, database: Database) -> None:
         self.database = database
         self._rows: dict[str, Rows | None] = {}
-        self._matters: dict[str, bool] = {}
+        self._matters: dict[str, int] = {}
 
     def rows(self, sql: str, first: int | None = None) -> Rows | None:
         """The rows of ``sql`` (its ``first`` ones); None when it fails, is slow or has too many."""
@@ -46,7 +48,8 @@ class Probe:
 
     def is_good(self, intent: Intent) -> bool:
         """Whether ``intent`` has an answer that is neither empty, nor trivial, nor arbitrary."""
-        if not all(self._noun_matters(noun) for noun in intent.nouns):
+        least = 1 if intent.kind in _OF_ONE_ROW else 2
+        if not all(self._noun_matters(noun, least) for noun in intent.nouns):
             return False
         rows = self.rows(intent.sql, max(_ENOUGH, intent.at_least))
         if not rows or len(rows) < intent.at_least:
@@ -67,29 +70,30 @@ class Probe:
         rows = self.remembered(f"SELECT COUNT(*) FROM ({sql})")
         return rows[0][0] if rows else None
 
-    def _noun_matters(self, noun: Noun) -> bool:
-        if noun.owner is not None and not self._noun_matters(noun.owner):
+    def _noun_matters(self, noun: Noun, least: int) -> bool:
+        """Whether the conditions select some rows, at least so many, and each has its effect."""
+        if noun.owner is not None and not self._noun_matters(noun.owner, 1):
             return False
         tests = [condition.sql(False) for condition in noun.conditions]
         if not tests:
             return True
         key = f"{noun.entity.sql} {noun.where(False)}"
         if key not in self._matters:
-            self._matters[key] = self._tests_matter(noun, tests)
-        return self._matters[key]
+            self._matters[key] = self._selected(noun, tests)
+        return self._matters[key] >= least
 
-    def _tests_matter(self, noun: Noun, tests: list[str]) -> bool:
-        """Each test keeps some rows and drops some, and none of them is idle beside the others."""
+    def _selected(self, noun: Noun, tests: list[str]) -> int:
+        """How many rows pass; 0 if a test keeps or drops none, or is idle beside the others."""
         whole = f" {noun.joiner} ".join(tests)
         sums = ", ".join(f"SUM({test})" for test in (*tests, whole))
         rows = self.rows(f"SELECT COUNT(*), {sums} FROM {noun.entity.sql}")
         if not rows:
-            return False
+            return 0
         total, *parts = (int(value or 0) for value in rows[0])  # type: ignore[call-overload]
         joint = parts.pop()
         if not all(0 < part < total for part in parts) or not 0 < joint < total:
-            return False
-        return len(parts) == 1 or joint not in parts
+            return 0
+        return joint if len(parts) == 1 or joint not in parts else 0
 
     def _is_ranked(self, intent: Intent) -> bool:
         rows = self.rows(intent.ranked)

@@ -88,14 +88,14 @@ FRAMES: dict[str, tuple[str, ...]] = {
         "평균보다 {key}이/가 {side} {np}의 수가 궁금해요",
     ),
     "extreme": (
-        "{key}이/가 {bound} {key}과/와 같은 모든 {np}의 {cols}을/를 보여줘",
+        "{key}이/가 {bound_whole} {key}과/와 같은 모든 {np}의 {cols}을/를 보여줘",
         "{key}이/가 {bound}값과 같은 {np}의 {cols}을/를 모두 알려줘",
-        "{np} 중에서 {key}이/가 {bound} {key}과/와 같은 것을 모두 찾아서 {cols}을/를 보여줘",
+        "{np} 중에서 {key}이/가 {bound_whole} {key}과/와 같은 것을 모두 찾아서 {cols}을/를 보여줘",
         "{key}이/가 {bound}값인 {np}의 {cols}은/는 모두 뭐야?",
         "{key}이/가 {bound}값인 모든 {np}의 {cols}을/를 조회해 줘",
         "{key}이/가 {bound}값과 같은 모든 {np}의 {cols} 목록",
         "{np} 가운데 {key}이/가 {bound}값인 것을 모두 찾아서 {cols}을/를 알려 주세요",
-        "{key}이/가 {bound} {key}과/와 같은 {np}은/는 모두 {cols}이/가 어떻게 되나요?",
+        "{key}이/가 {bound_whole} {key}과/와 같은 {np}은/는 모두 {cols}이/가 어떻게 되나요?",
         "{key}이/가 {bound}값과 같은 {np}을/를 모두 골라서 {cols}을/를 보여 주세요",
     ),
     "has_any": (

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,7 +20,7 @@ def ask(
 ) -> None:
     """Ask a database a question.
 
-    The database is opened for reading only: whatever the model writes, nothing can change. The query
+    The database is opened for reading only: whatever the model writes, nothing can change. A query
     is stopped after --timeout seconds, and at most --rows rows are read.
     """
     from rich.console import Console
@@ -38,7 +38,7 @@ def ask(
         assistant = Assistant(hone.load(model), database, read_schema(path, run_glossary(model)))
         answer = assistant.ask(question, row_cap=rows, timeout_s=timeout)
     if as_json:
-        fields = {"question": question, "sql": answer.sql, "error": answer.error}
+        fields: dict[str, Any] = {"question": question, "sql": answer.sql, "error": answer.error}
         if answer.result is not None:
             fields |= {
                 "columns": answer.result.columns,

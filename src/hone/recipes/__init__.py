@@ -4,6 +4,7 @@ A stage reads what earlier stages wrote and writes its own folder, whole or not 
 stage does is in the rooms above; this room only connects them.
 """
 
+from hone.recipes.assistant import Answer, Assistant
 from hone.recipes.settings import Recipe, builtin_recipes, load_recipe
 
-__all__ = ["Recipe", "builtin_recipes", "load_recipe"]
+__all__ = ["Answer", "Assistant", "Recipe", "builtin_recipes", "load_recipe"]

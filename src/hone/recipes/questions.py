@@ -1,22 +1,22 @@
 """The questions stage: generated and human questions, made into training and held-out sets."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 from hone.core.errors import DataError, RequestError
 from hone.core.files import write_text
-from hone.core.progress import track
 from hone.core.seeds import derive_seed
 from hone.data import QuestionSql, read_examples, read_jsonl, split_groups, vary_examples
 from hone.recipes.assistant import PromptBuilder
 from hone.recipes.settings import DataSettings
 from hone.sql import Database, Schema, canonical_sql, hardness
-from hone.sql.questions import Example, generate
+from hone.sql.questions import Example, Split, generate
 
 GENERATED_SPLITS = ("unseen_queries", "unseen_phrasings")
-HELD_OUT = "held_out"
+TRAIN, HELD_OUT = "train", "held_out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,75 +42,95 @@ def make_questions(
     Raises:
         DataError: there is nothing to train on, or nothing can be asked about the database.
     """
-    train, held_out = _human(data, seed, database, schema)
-    for split, count in (
-        ("train", data.questions),
-        *((split, data.held_out) for split in GENERATED_SPLITS),
-    ):
-        if data.questions and count:
-            made = generate(
-                schema, database, seed=seed, count=count, split=split, languages=data.languages
-            )
-            (train if split == "train" else held_out).extend(made)
+    build = PromptBuilder(database, schema)
+    train, held_out = _human(data, seed, database, schema, build)
+    if data.questions:
+        counts = {"train": data.questions} | dict.fromkeys(GENERATED_SPLITS, data.held_out)
+        for split, count in counts.items():
+            if count:
+                made = generate(
+                    schema,
+                    database,
+                    seed=seed,
+                    count=count,
+                    split=cast(Split, split),
+                    languages=data.languages,
+                    exclude_sql={question.sql for question in held_out},
+                )
+                target = train if split == "train" else held_out
+                target += [_question(build, example, example.sql) for example in made]
     if not train:
         raise DataError("There is nothing to train on: no examples, and [data] questions is 0.")
-    build = PromptBuilder(database, schema)
-    return list(_prompted(train, build, "Linking values")), list(
-        _prompted(held_out, build, "Linking held-out values")
+    return train, held_out
+
+
+def _question(build: PromptBuilder, example: Example, gold: str) -> Question:
+    return Question(
+        question=example.question,
+        sql=example.sql,
+        language=example.language,
+        pattern=example.pattern,
+        hardness=example.hardness,
+        split=example.split,
+        prompt=build(example.question),
+        gold=gold,
     )
 
 
-def _prompted(
-    examples: Sequence[Example], build: PromptBuilder, label: str
-) -> Iterator[Question]:
-    prompts: dict[str, str] = {}
-    for example in track(examples, label, unit="questions"):
-        if example.question not in prompts:
-            prompts[example.question] = build(example.question)
-        yield Question(
-            question=example.question,
-            sql=example.sql,
-            language=example.language,
-            pattern=example.pattern,
-            hardness=example.hardness,
-            split=example.split,
-            prompt=prompts[example.question],
-            gold=example.sql,
-        )
-
-
 def _human(
-    data: DataSettings, seed: int, database: Database, schema: Schema
-) -> tuple[list[Example], list[Example]]:
-    """The examples of a file, canonical, split, and varied by other values of the same columns."""
+    data: DataSettings, seed: int, database: Database, schema: Schema, build: PromptBuilder
+) -> tuple[list[Question], list[Question]]:
+    """The examples of a file: canonical, split, and varied by other values of the same columns."""
     if data.examples is None:
         return [], []
     examples = read_examples(
         data.examples, split_key=data.examples_split or "split", where=data.examples_where
     )
-    train, held_out = _split(data, seed, examples)
+    chosen, kept = _split(data, seed, examples)
     canonical = {example.sql: canonical_sql(example.sql, schema) for example in examples}
 
-    def made(example: QuestionSql, split: str) -> Example:
-        sql = canonical[example.sql]
-        return Example(
-            question=example.question,
-            sql=sql,
-            language=example.language,
-            pattern="",
-            hardness=hardness(sql),
-            split=split,
-        )
+    def question(example: QuestionSql, text: str, sql: str, split: str, gold: str) -> Question:
+        made = Example(text, sql, example.language, "", hardness(sql), split)
+        return _question(build, made, gold)
 
-    build = PromptBuilder(database, schema)
+    asked = {example.question for example in kept}
+    unseen = {canonical[e.sql] for e in kept} - {canonical[e.sql] for e in chosen}
     varied = vary_examples(
-        [(example.question, canonical[example.sql]) for example in train],
+        [(example.question, canonical[example.sql]) for example in chosen],
         schema,
         build.index,
         copies=data.examples_copies,
         seed=derive_seed(seed, "examples"),
+        # Other values must not turn a training example into a held-out one.
+        accept=lambda sql: sql not in unseen and _runs(database, sql),
     )
-    return [], []
+    train = []
+    for example, found in zip(chosen, varied, strict=True):
+        pairs = [found[0], *(pair for pair in found[1:] if pair[0] not in asked)]
+        # An example whose values cannot be exchanged is repeated, so that all weigh the same.
+        for number in range(data.examples_copies):
+            text, sql = pairs[number % len(pairs)]
+            train.append(question(example, text, sql, TRAIN, sql))
+    held_out = [question(e, e.question, canonical[e.sql], e.split or HELD_OUT, e.sql) for e in kept]
+    return train, held_out
+
+
+def _runs(database: Database, sql: str) -> bool:
+    try:
+        return bool(database.execute(sql, row_cap=1).rows)
+    except RequestError:
+        return False
+
+
+def _split(
+    data: DataSettings, seed: int, examples: list[QuestionSql]
+) -> tuple[list[QuestionSql], list[QuestionSql]]:
+    """By the file's own field where one is named, else at random by query or by question."""
+    if data.examples_split is not None:
+        train = [example for example in examples if example.split == TRAIN]
+        return train, [example for example in examples if example.split != TRAIN]
+    key = (lambda example: example.sql) if data.examples_unit == "query" else None
+    return split_groups(examples, data.examples_held_out, derive_seed(seed, "split"), key)
 
 
 def write_questions(path: Path, questions: Iterable[Question]) -> None:

@@ -1,13 +1,13 @@
 """A recipe's run: its stages, its folder, its manifest.
 
-    database/    the sample database, when the recipe asks for it
-    questions/   train.jsonl and held_out.jsonl, prompts included
-    tokenizer/
-    train/       the loop's own checkpoints
-    checkpoint/  the trained model, a Hugging Face directory
-    eval/        every held-out question with the model's answer
-    int8/        the compressed model, and eval-int8/ its answers
-    metrics.jsonl, results.json, report.html, manifest.json, recipe.json
+database/    the sample database, when the recipe asks for it
+questions/   train.jsonl and held_out.jsonl, prompts included
+tokenizer/
+train/       the loop's own checkpoints
+checkpoint/  the trained model, a Hugging Face directory
+eval/        every held-out question with the model's answer
+int8/        the compressed model, and eval-int8/ its answers
+metrics.jsonl, results.json, report.html, manifest.json, recipe.json
 """
 
 import platform
@@ -17,6 +17,7 @@ from typing import Any
 
 from hone.core.errors import CheckpointError
 from hone.core.files import read_json, sha256_file, write_json
+from hone.evals.summary import Variant
 from hone.recipes.runner import Progress, Stage, run_stages
 from hone.recipes.settings import Recipe
 from hone.recipes.stages import Work
@@ -43,11 +44,10 @@ def run_recipe(recipe: Recipe, out: Path, fresh: bool = False) -> Path:
             work.train,
             in_place=True,
         ),
-        Stage("checkpoint", {}, work.checkpoint),
         Stage("eval", _dump(recipe.eval), work.evaluate),
     ]
     if recipe.quantize is not None:
-        stages.append(Stage("int8", _dump(recipe.quantize), work.quantize))
+        stages.append(Stage("int8", _dump(recipe.quantize), work.quantize, in_place=True))
         stages.append(Stage("eval-int8", {}, work.evaluate_quantized))
     done = run_stages(stages, out, fresh=fresh, prepare=lambda: _save_recipe(recipe, out))
     manifest = _manifest(recipe, inputs, done, out)
@@ -64,9 +64,7 @@ def _save_recipe(recipe: Recipe, out: Path) -> None:
     write_json(out / RECIPE_FILE, _dump(recipe))
 
 
-def _manifest(
-    recipe: Recipe, inputs: dict[str, Any], done: Progress, out: Path
-) -> dict[str, Any]:
+def _manifest(recipe: Recipe, inputs: dict[str, Any], done: Progress, out: Path) -> dict[str, Any]:
     """What went in, what came out and what it ran on."""
     import torch
 
@@ -127,3 +125,9 @@ def _run_data(run: Path) -> dict[str, Any]:
             "Name one with --db FILE."
         )
     return read_json(file)["data"]
+
+
+def run_variants(run: Path) -> tuple[Variant, ...]:
+    """What was measured of a finished run's model, and of its compressed form if it has one."""
+    recipe = Recipe.model_validate(read_json(run / RECIPE_FILE))
+    return Work(recipe, run).variants()

@@ -2,10 +2,9 @@
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -34,7 +33,7 @@ class DataSettings(Settings):
     """How many generated questions each of the two held-out sets gets."""
     examples: str | None = None
     """A JSONL file of human questions: ``question`` and ``sql``."""
-    examples_where: Mapping[str, str] = MappingProxyType({})
+    examples_where: dict[str, str] = Field(default_factory=dict)
     """Use only the examples whose fields have these values, e.g. ``{db_id = "college_2"}``."""
     examples_split: str | None = None
     """The field that says ``train`` or what an example is held out for; without it,
@@ -73,6 +72,9 @@ class TrainSettings(Settings):
     optimizer: Literal["muon", "adamw"] = "muon"
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     muon_learning_rate: Annotated[float, Field(gt=0)] = 0.02
+    schedule: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
+    ema: Fraction = 0.0
+    grad_clip: Annotated[float, Field(ge=0)] = 1.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warmup_steps: Annotated[int, Field(ge=0)] = 40
     cooldown_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5
@@ -91,7 +93,6 @@ class EvalSettings(Settings):
     """``[eval]``: greedy answers, scored by what they return from the database."""
 
     max_tokens: Positive = 200
-    batch_tokens: Positive = 8192
 
 
 class Recipe(Settings):

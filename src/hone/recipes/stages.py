@@ -1,16 +1,21 @@
 """What each stage of a Text2SQL recipe does, in the order in which a run does it."""
 
-import json
 import shutil
+import time
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hone.core.files import read_json, sha256_file, write_json
+from hone.core.files import atomic_path, read_json, sha256_file, write_json
 from hone.core.progress import progress
 from hone.core.seeds import derive_seed
 from hone.data import PackedBatches
-from hone.recipes.assistant import Assistant
+from hone.evals.charts import read_losses
+from hone.evals.records import read_records, write_records
+from hone.evals.report import ReportInputs, write_report
+from hone.evals.summary import Variant, results
+from hone.evals.text2sql import Scorer
 from hone.recipes.questions import Question, make_questions, read_questions, write_questions
 from hone.recipes.runner import Progress
 from hone.recipes.settings import Recipe
@@ -23,7 +28,12 @@ if TYPE_CHECKING:
     from hone.models import LlamaConfig
 
 SAMPLE_FILE = "shop.sqlite"
-CHAT_TEMPLATE = "{{ messages[-1]['content'] }}\nSQL:"
+RECORDS = "records.jsonl"
+CHECKPOINT = "checkpoint"
+QUANTIZED = "int8"
+# A turn is a question by itself: a specialist answers questions, it does not converse.
+CHAT_TEMPLATE = "{{ bos_token }}{{ messages[-1]['content'] }}\nSQL:"
+GOALS = {"unseen_queries": 0.95, "unseen_phrasings": 0.85}
 
 
 class Work:
@@ -117,7 +127,7 @@ class Work:
 
     def train(self, folder: Path) -> None:
         """Train the model; unfinished work is found in ``folder`` and taken up again."""
-        from hone.models import LlamaForCausalLM
+        from hone.models import LlamaForCausalLM, save_checkpoint
         from hone.train import TrainConfig, train
 
         tokenizer = Tokenizer.load(self.out / "tokenizer")
@@ -125,8 +135,9 @@ class Work:
         model = LlamaForCausalLM(self._config(tokenizer))
         model.initialise(derive_seed(self.recipe.seed, "weights"))
         settings = self.recipe.train.model_dump(exclude={"tokens_per_step"})
-        train(model, batches, TrainConfig(**settings, seed=self.recipe.seed), folder)
-        model.save_weights(folder / "final.safetensors")
+        result = train(model, batches, TrainConfig(**settings, seed=self.recipe.seed), folder)
+        write_json(folder / "result.json", asdict(result))
+        save_checkpoint(self.out / CHECKPOINT, model, tokenizer)
 
     def _config(self, tokenizer: Tokenizer) -> "LlamaConfig":
         from hone.models import LlamaConfig
@@ -146,3 +157,122 @@ class Work:
             eos_token_id=tokenizer.eos_id,
             pad_token_id=tokenizer.pad_id,
         )
+
+    def evaluate(self, folder: Path) -> None:
+        """Answer every held-out question and score the answers."""
+        self._evaluate(self.out / CHECKPOINT, folder, "Answering")
+
+    def quantize(self, folder: Path) -> None:
+        """Write the compressed checkpoint."""
+        from hone.quant import quantize_checkpoint
+
+        with progress("Compressing to int8", 1, "checkpoints") as bar:
+            quantize_checkpoint(self.out / CHECKPOINT, folder)
+            bar.advance()
+
+    def evaluate_quantized(self, folder: Path) -> None:
+        """The same questions with the compressed model."""
+        self._evaluate(self.out / QUANTIZED, folder, "Answering with int8")
+
+    def _evaluate(self, checkpoint: Path, folder: Path, label: str) -> None:
+        import hone
+        from hone.engine import SamplingParams
+
+        questions = self._held_out()
+        schema = self._schema()
+        with self._database() as database:
+            lm = hone.load(checkpoint)
+            start = time.perf_counter()
+            with progress(label, len(questions), "questions") as bar:
+                results = lm.generate(
+                    [question.prompt for question in questions],
+                    SamplingParams(max_tokens=self.recipe.eval.max_tokens),
+                    finished=lambda *_: bar.advance(),
+                )
+            seconds = time.perf_counter() - start
+            scorer = Scorer([database], schema)
+            records = scorer.score_all(questions, [result.text for result in results])
+        write_records(folder / RECORDS, records)
+        tokens = sum(len(result.token_ids) for result in results)
+        write_json(
+            folder / "speed.json",
+            {
+                "tokens": tokens,
+                "seconds": seconds,
+                "tokens_per_second": tokens / seconds if seconds else 0.0,
+                "bytes": sum(f.stat().st_size for f in checkpoint.glob("*.safetensors")),
+                "parameters": sum(p.numel() for p in lm.model.parameters()),
+                "dtype": str(lm.model.dtype).removeprefix("torch."),
+            },
+        )
+
+    def variants(self) -> tuple[Variant, ...]:
+        """What the evaluation stages measured: the model, then its compressed form."""
+        folders = ["eval"] if self.recipe.quantize is None else ["eval", "eval-int8"]
+        found = []
+        for folder in folders:
+            speed = read_json(self.out / folder / "speed.json")
+            found.append(
+                Variant(
+                    name=QUANTIZED if folder == "eval-int8" else speed["dtype"],
+                    records=tuple(read_records(self.out / folder / RECORDS)),
+                    bytes=speed["bytes"],
+                    tokens_per_second=speed["tokens_per_second"],
+                )
+            )
+        return tuple(found)
+
+    def report(self, done: Progress, manifest: dict[str, Any]) -> None:
+        """Write ``results.json``, ``metrics.jsonl`` and ``report.html`` into the run."""
+        out = self.out
+        speed = read_json(out / "eval" / "speed.json")
+        variants = self.variants()
+        seconds = {"train": done.stages["train"]["seconds"], "total": done.seconds}
+        figures = results(
+            variants[0],
+            variants[1] if len(variants) > 1 else None,
+            seconds=seconds,
+            parameters=speed["parameters"],
+        )
+        write_json(out / "results.json", figures)
+        with atomic_path(out / "metrics.jsonl") as temporary:
+            shutil.copyfile(out / "train" / "metrics.jsonl", temporary)
+        sample = next(iter(self._train_questions()))
+        write_report(
+            out / "report.html",
+            ReportInputs(
+                title=f"Text2SQL specialist: {self.recipe.name}",
+                database=self.database_path.name,
+                schema=self._schema(),
+                variants=variants,
+                losses=read_losses(out / "metrics.jsonl"),
+                prompt=sample.prompt,
+                completion=text2sql_completion(sample.sql),
+                decoding={"decoding": "greedy", "max_tokens": self.recipe.eval.max_tokens},
+                stage_seconds={name: stage["seconds"] for name, stage in done.stages.items()},
+                parameters=speed["parameters"],
+                manifest=manifest,
+                goals=GOALS,
+                next_commands=next_commands(out),
+            ),
+        )
+
+
+def next_commands(out: Path) -> tuple[str, ...]:
+    """What to type after a run."""
+    return (
+        f'hone ask {out} "서울에 사는 고객은 몇 명이야?"',
+        f"hone chat {out}",
+        f"open {out / 'report.html'}",
+    )
+
+
+def _overview(schema: Schema) -> dict[str, Any]:
+    return {
+        "tables": {
+            table.name: [f"{column.name} {column.kind}" for column in table.columns]
+            for table in schema.tables
+        },
+        "foreign_keys": [asdict(key) for key in schema.foreign_keys],
+        "notes": list(schema.notes),
+    }

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from hone.core.errors import CheckpointError, DataError
 from hone.core.files import read_json, write_json, write_text
@@ -77,6 +77,9 @@ class Tokenizer:
             show_progress=False,
         )
         backend.train_from_iterator(texts, trainer)
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{BOS} $A", special_tokens=[(BOS, backend.token_to_id(BOS))]
+        )
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": BOS,

@@ -1,0 +1,36 @@
+"""What the terminal shows at the end of a run."""
+
+from pathlib import Path
+
+import typer
+
+
+def print_run(run: Path, as_json: bool = False) -> None:
+    """Show the samples, the scores and the next commands of a finished run."""
+    results = run / "results.json"
+    if as_json:
+        typer.echo(results.read_text(encoding="utf-8"), nl=False)
+        return
+    from rich.console import Console
+
+    from hone.core.files import read_json
+    from hone.evals.formatting import duration
+    from hone.evals.tables import accuracy_table, compression_table, sample_answers
+    from hone.recipes.run import run_variants
+    from hone.recipes.stages import next_commands
+
+    console = Console()
+    variants = run_variants(run)
+    console.print()
+    console.print(sample_answers(variants[0].records))
+    console.print(accuracy_table(variants[0].records))
+    if len(variants) > 1:
+        console.print(compression_table(variants))
+    seconds = read_json(results)["seconds"]
+    console.print(
+        f"Training took {duration(seconds['train'])}, the whole run {duration(seconds['total'])}.",
+        highlight=False,
+    )
+    console.print("\n[bold]Next[/]")
+    for command in next_commands(run):
+        console.print(f"  {command}", highlight=False, markup=False)

@@ -124,7 +124,10 @@ def _intents(picker: Picker, split: Split, excluded: frozenset[str]) -> Iterator
     drawn: Counter[str] = Counter()
     misses = dict.fromkeys(KINDS, 0)
     repeats = _REPEATS if split == "train" else 1
-    tries = _TRIES if split == "train" else _TRIES * _BUCKETS
+    # Of what is drawn for an unseen split, one in so many is held out: more draws, fewer turns.
+    tries, patience = (
+        (_TRIES, _PATIENCE) if split == "train" else (_TRIES * _BUCKETS, _PATIENCE // 5)
+    )
     good: dict[str, bool] = {}
     while misses:
         for kind in list(misses):
@@ -143,7 +146,7 @@ def _intents(picker: Picker, split: Split, excluded: frozenset[str]) -> Iterator
                     break
             else:
                 misses[kind] += 1
-                if misses[kind] > _PATIENCE:
+                if misses[kind] > patience:
                     del misses[kind]
 
 

@@ -142,6 +142,10 @@ def _rename(scope: Scope, aliases: dict[int, str]) -> None:
     for entry in scope.sources:
         _rename_source(entry, aliases.get(id(entry)))
     crowded = len(scope.sources) > 1
+    for join in scope.select.args.get("joins") or ():
+        for name in join.args.get("using") or ():
+            real = [(entry.columns or {}).get(name.name.lower()) for entry in scope.sources]
+            name.set("this", next((spelling for spelling in real if spelling), name.name))
     for reference in scope.references:
         column = reference.column
         source = reference.source

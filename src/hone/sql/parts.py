@@ -26,6 +26,7 @@ _ARITHMETIC = {exp.Add: "+", exp.Sub: "-", exp.Mul: "*", exp.Div: "/"}
 _OPERATORS = {
     exp.EQ: "=", exp.GT: ">", exp.LT: "<", exp.GTE: ">=", exp.LTE: "<=", exp.NEQ: "!=",
     exp.In: "in", exp.Like: "like", exp.Is: "is", exp.Between: "between", exp.Exists: "exists",
+    exp.NullSafeEQ: "is", exp.NullSafeNEQ: "is",
 }  # fmt: skip
 _MIRRORED = {"=": "=", "!=": "!=", ">": "<", "<": ">", ">=": "<=", "<=": ">="}
 _NOTHING: Unit = ("none", None, None)
@@ -217,6 +218,7 @@ class _Builder:
             return self._condition(node.this, not negated)
         if isinstance(node, exp.Escape):
             node = node.this
+        negated ^= isinstance(node, exp.NullSafeNEQ)
         operator = _OPERATORS.get(type(node))
         if operator is None:
             return (negated, "is", self.value(node), None, None)

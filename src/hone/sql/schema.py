@@ -33,6 +33,8 @@ LONGEST_SAMPLE = 200
 _SAMPLES = 200
 _DATE = re.compile(r"\d{4}-\d\d-\d\d")
 _DATETIME = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?")
+# NUMERIC without decimals is what old dumps call an integer.
+_FRACTIONS = re.compile(r"REAL|FLOA|DOUB|\(\d+\s*,\s*[1-9]")
 # A column is of the kind that this share of its values has; the rest is dirt.
 _MOST = 0.9
 
@@ -170,11 +172,17 @@ def _column(
         type=declared,
         kind=kind,
         nullable=nullable,
-        samples=tuple(samples[:_SAMPLES]),
+        samples=tuple(_spread(samples)),
         distinct=len(distinct) if values else None,
         null_fraction=1 - len(present) / len(values) if values else 0.0,
         labels=labels,
     )
+
+
+def _spread(samples: list) -> list:
+    """At most 200, evenly from the first to the last."""
+    count = min(len(samples), _SAMPLES)
+    return [samples[place * len(samples) // count] for place in range(count)]
 
 
 def _usable(value: object) -> bool:
@@ -200,7 +208,7 @@ def column_kind(declared: str, values: Sequence[object]) -> Kind:
         if "BOOL" in upper and all(value in (0, 1) for value in numbers):
             return "boolean"
         whole = all(isinstance(value, int) for value in numbers)
-        return "integer" if whole and _declared_kind(upper) != "real" else "real"
+        return "integer" if whole and not _FRACTIONS.search(upper) else "real"
     texts = [value for value in values if isinstance(value, str)]
     if sum(_DATE.fullmatch(value) is not None for value in texts) >= most:
         return "date"

@@ -50,6 +50,9 @@ class HoneSQLite(SQLite):
         def not_sql(self, expression: exp.Not) -> str:
             """``x NOT IN (...)`` and ``x IS NOT NULL`` rather than ``NOT x IN (...)``."""
             inner = expression.this
+            if isinstance(inner, exp.Escape) and isinstance(inner.this, exp.Like):
+                like = self.not_sql(exp.Not(this=inner.this.copy()))
+                return f"{like} ESCAPE {self.sql(inner, 'expression')}"
             word = _NEGATED.get(type(inner))
             if word is None:
                 return f"NOT {self.sql(inner)}"
@@ -119,6 +122,9 @@ def parse(sql: str) -> Node:
     trees = [tree for tree in trees if not isinstance(tree, exp.Semicolon)]
     if len(trees) != 1 or not isinstance(trees[0], (exp.Select, exp.SetOperation)):
         raise RequestError("The query is not one SELECT.")
+    for node in list(trees[0].find_all(exp.Like)):
+        if node.args.get("negate"):
+            _move_negation_out(node)
     return trees[0]
 
 
@@ -134,6 +140,15 @@ def unwrap(node: Node) -> Node:
     ):
         node = node.this
     return node
+
+
+def _move_negation_out(like: Node) -> None:
+    # Of all negated operators sqlglot keeps only this one as a mark: NOT IN is a Not around an In.
+    like.set("negate", None)
+    inner = like.parent if isinstance(like.parent, exp.Escape) else like
+    outer = exp.Not()
+    inner.replace(outer)
+    outer.set("this", inner)
 
 
 def _always_true(condition: Node) -> bool:

@@ -3,6 +3,8 @@
 Shapes: M rows of activations, K inputs, N outputs.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -10,6 +12,8 @@ from torch.nn import functional
 # Up to so many rows, reading int8 weights beats widening them for a float product (measured with
 # 1024 × 2816 weights on AVX2: 1.4 to 4 times as fast as float32 at 1 to 8 rows, slower from 16).
 _PACKED_ROWS = 8
+# PyTorch's kernel reads whole vectors: other numbers of inputs give wrong sums, or a crash.
+_PACKED_INPUTS = 64
 # A layer of up to so many weights stays in the processor's cache, where reading fewer bytes gains
 # nothing: it keeps a widened copy (4 MB at most).
 _WIDENED_WEIGHTS = 2**20
@@ -46,7 +50,8 @@ def int8_linear(
 
     On a CPU, a few rows are multiplied by the codes themselves, in bfloat16 with float32 sums.
     """
-    if x_MK.device.type == "cpu" and x_MK.shape[0] <= _PACKED_ROWS:
+    rows, inputs = x_MK.shape
+    if x_MK.device.type == "cpu" and rows <= _PACKED_ROWS and inputs % _PACKED_INPUTS == 0:
         # The product is only fast for bfloat16 (18 GB/s; for float32, under 1).
         x_bf16, scale_N = x_MK.bfloat16().contiguous(), scale_N1.bfloat16().squeeze(1)
         y_MN = torch._weight_int8pack_mm(x_bf16, weight_NK, scale_N).to(x_MK.dtype)
@@ -83,6 +88,10 @@ class Int8Linear(nn.Module):
             return functional.linear(x, self._wide(x.dtype), self.bias)
         y_MN = int8_linear(x.flatten(0, -2), self.weight, self.weight_scale, self.bias)
         return y_MN.unflatten(0, x.shape[:-1])
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._widened = None  # the codes may be overwritten in place
+        super()._load_from_state_dict(*args, **kwargs)
 
     def _wide(self, dtype: torch.dtype) -> Tensor:
         kept = self._widened

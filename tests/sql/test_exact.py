@@ -95,6 +95,12 @@ def test_different(schema, gold: str, pred: str) -> None:
     assert not exact_set_match(pred, gold, schema)
 
 
+def test_the_columns_of_a_join_do_not_count_but_must_be_there(schema) -> None:
+    gold = "SELECT T2.name FROM country T1 JOIN city T2 ON T1.id = T2.country_id"
+    assert exact_set_match(gold, gold.replace("country_id", "id"), schema)
+    assert not exact_set_match(gold, gold.replace("country_id", "area"), schema)
+
+
 @pytest.mark.parametrize(
     ("sql", "expected"),
     [

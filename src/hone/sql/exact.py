@@ -15,10 +15,14 @@ from hone.sql.schema import Schema
 
 
 def exact_set_match(gold: str, pred: str, schema: Schema) -> bool:
-    """Whether ``pred`` has the same clauses as ``gold``. What cannot be parsed matches nothing."""
+    """Whether ``pred`` has the same clauses as ``gold``.
+
+    What cannot be parsed matches nothing, nor does a prediction that names a column which its table
+    does not have: the script refuses both.
+    """
     same = equal_columns(schema)
     try:
-        return _match(take_apart(pred, schema, same), take_apart(gold, schema, same))
+        return _match(take_apart(pred, schema, same, strict=True), take_apart(gold, schema, same))
     except RequestError:
         return False
 

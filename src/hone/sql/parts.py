@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 from sqlglot import exp
 
+from hone.core.errors import RequestError
 from hone.sql.schema import Schema
 from hone.sql.scopes import Reference, resolve
 from hone.sql.sqltree import Node, parse, unwrap
@@ -51,7 +52,10 @@ class Parts:
 
 
 def take_apart(
-    sql: str, schema: Schema | None = None, same: Mapping[str, str] | None = None
+    sql: str,
+    schema: Schema | None = None,
+    same: Mapping[str, str] | None = None,
+    strict: bool = False,
 ) -> Parts:
     """The parts of ``sql``. ``same`` maps a column ("table.column") to the one it is equal to.
 
@@ -59,12 +63,16 @@ def take_apart(
     query and what it is combined with by UNION and the like, but not inside subqueries.
 
     Raises:
-        RequestError: the text is not one SELECT that can be parsed.
+        RequestError: the text is not one SELECT that can be parsed, or ``strict`` and it names a
+            column that its table does not have.
     """
     tree = parse(sql)
     references = {}
     for scope in resolve(tree, schema):
         references.update({id(reference.column): reference for reference in scope.references})
+    unknown = next((r for r in references.values() if strict and r.is_unknown()), None)
+    if unknown is not None:
+        raise RequestError(f"The query names a column that is not there: {unknown.name}.")
     return _Builder(references, dict(same or {})).query(tree, top=True)
 
 

@@ -11,6 +11,8 @@ from hone.sql.sqltree import Node, unwrap
 # Lower-case name to real spelling; None where the columns cannot be known.
 Names = dict[str, str]
 
+_ALWAYS_THERE = frozenset({"*", "rowid", "oid", "_rowid_"})
+
 
 @dataclass(slots=True, eq=False)
 class Source:
@@ -35,6 +37,16 @@ class Reference:
     source: Source | None
     name: str
     output: exp.Alias | None = None
+
+    def is_unknown(self) -> bool:
+        """Whether no source that it may mean has such a column (a missing table may have any)."""
+        if self.output is not None or self.name.lower() in _ALWAYS_THERE:
+            return False
+        if self.source is not None:
+            columns = self.source.columns
+            return columns is not None and self.name.lower() not in columns
+        sources = [source for level in self.scope.chain() for source in level.sources]
+        return not self.column.table and all(source.columns is not None for source in sources)
 
 
 @dataclass(slots=True, eq=False)

@@ -69,9 +69,10 @@ def test_numbers_that_are_not_finite_stay_so():
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 3, 5), (12, 5)])
-def test_the_layer_takes_any_leading_dimensions(shape):
+@pytest.mark.parametrize("widen", [True, False])
+def test_the_layer_takes_any_leading_dimensions(shape, widen):
     linear = nn.Linear(5, 7)
-    layer = Int8Linear(5, 7, bias=True)
+    layer = Int8Linear(5, 7, bias=True, widen=widen)
     codes, scale = quantize_rows(linear.weight.detach(), torch.float32)
     layer.load_state_dict({"weight": codes, "weight_scale": scale, "bias": linear.bias.detach()})
     x = torch.randn(shape)
@@ -80,7 +81,7 @@ def test_the_layer_takes_any_leading_dimensions(shape):
 
 
 def test_a_layer_that_was_used_in_inference_can_pass_gradients_later():
-    layer = Int8Linear(4, 3, bias=False)
+    layer = Int8Linear(4, 3, bias=False, widen=True)
     codes, scale = quantize_rows(torch.randn(3, 4), torch.float32)
     layer.load_state_dict({"weight": codes, "weight_scale": scale})
     with torch.inference_mode():
@@ -91,7 +92,7 @@ def test_a_layer_that_was_used_in_inference_can_pass_gradients_later():
 
 
 def test_loading_other_codes_replaces_the_widened_copy():
-    layer = Int8Linear(4, 3, bias=False)
+    layer = Int8Linear(4, 3, bias=False, widen=True)
     for seed in (1, 2):
         weight = torch.randn(3, 4, generator=torch.Generator().manual_seed(seed))
         codes, scale = quantize_rows(weight, torch.float32)

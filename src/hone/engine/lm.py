@@ -21,7 +21,7 @@ from hone.text.chat import ChatTemplate
 from hone.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
-# Up to so many parameters, a step's time is that of calling operations, not of computing them.
+# Models up to this size are exact unless told otherwise: they are quick enough either way.
 _EXACT_UP_TO = 20_000_000
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -36,7 +36,7 @@ class LM:
         tokenizer: text to ids and back.
         model: the torch module; ``model(input_ids, attention_mask=None).logits``.
         end_ids: the tokens that end an output.
-        exact: no output depends on what else is in the batch; see :func:`load`.
+        exact: outputs do not depend on what else is in the batch; see :func:`load`.
     """
 
     path: Path
@@ -193,8 +193,9 @@ def load(
         exact: compute a few prompts in the way in which many are computed, so that no output
             depends on what else is in the batch, to the last bit. Else rounding can differ, which
             shows where two tokens are as good as equally likely. Exactness can take a lone prompt
-            up to 3 times as long on a large model, and little on a tiny one; None means: up to
-            20 million parameters.
+            up to 3 times as long on a large model, up to twice on a tiny one; None means: up to
+            20 million parameters. A processor whose products depend on the number of rows in
+            every size allows no exactness (``lm.row_counts()`` is None).
 
     Raises:
         CheckpointError: the directory or one of its files is missing, broken or unknown.

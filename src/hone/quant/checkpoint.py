@@ -22,6 +22,9 @@ from hone.quant.int8 import Int8Linear, quantize_rows
 QUANT_METHOD = "compressed-tensors"
 _FORMAT = "int-quantized"
 _IGNORED = ("lm_head",)
+# Models of up to so many weights compute with a float copy of them: at that size reading fewer
+# bytes gains less than the int8 product costs.
+_WIDEN_UP_TO = 20_000_000
 _KEPT_DTYPE = torch.bfloat16
 _WEIGHTS = "model.safetensors"
 _WEIGHT_FILES = (
@@ -117,7 +120,11 @@ def replace_layers(model: LlamaForCausalLM, settings: dict[str, Any]) -> None:
         parent, _, child = name.rpartition(".")
         with torch.device(layer.weight.device):
             int8 = Int8Linear(
-                layer.in_features, layer.out_features, layer.bias is not None, layer.weight.dtype
+                layer.in_features,
+                layer.out_features,
+                layer.bias is not None,
+                layer.weight.dtype,
+                widen=model.config.parameter_count <= _WIDEN_UP_TO,
             )
         setattr(model.get_submodule(parent), child, int8)
 

@@ -14,9 +14,6 @@ from torch.nn import functional
 _PACKED_ROWS = 8
 # PyTorch's kernel reads whole vectors: other numbers of inputs give wrong sums, or a crash.
 _PACKED_INPUTS = 64
-# A layer of up to so many weights stays in the processor's cache, where reading fewer bytes gains
-# nothing: it keeps a widened copy (4 MB at most).
-_WIDENED_WEIGHTS = 2**20
 
 
 def quantize_rows(weight_NK: Tensor, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -72,10 +69,22 @@ class Int8Linear(nn.Module):
     bias: Tensor | None
 
     def __init__(
-        self, inputs: int, outputs: int, bias: bool, dtype: torch.dtype = torch.float32
+        self,
+        inputs: int,
+        outputs: int,
+        bias: bool,
+        dtype: torch.dtype = torch.float32,
+        widen: bool = False,
     ) -> None:
-        """Allocate on the default device; ``dtype`` is that of the scale and the bias."""
+        """Allocate on the default device.
+
+        Args:
+            dtype: of the scale and the bias.
+            widen: on a CPU, keep a copy of the weights in the dtype of the activations. Faster
+                where all of a model's weights stay in the processor's cache.
+        """
         super().__init__()
+        self.widen = widen
         self.in_features, self.out_features = inputs, outputs
         self.register_buffer("weight", torch.empty(outputs, inputs, dtype=torch.int8))
         self.register_buffer("weight_scale", torch.empty(outputs, 1, dtype=dtype))
@@ -84,10 +93,11 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., K]`` to ``[..., N]`` in the dtype of ``x``."""
-        if x.device.type == "cpu" and self.weight.numel() <= _WIDENED_WEIGHTS:
+        if self.widen and x.device.type == "cpu":
             return functional.linear(x, self._wide(x.dtype), self.bias)
-        y_MN = int8_linear(x.flatten(0, -2), self.weight, self.weight_scale, self.bias)
-        return y_MN.unflatten(0, x.shape[:-1])
+        x_MK = x.reshape(-1, self.in_features)
+        y_MN = int8_linear(x_MK, self.weight, self.weight_scale, self.bias)
+        return y_MN.view(*x.shape[:-1], self.out_features)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._widened = None  # the codes may be overwritten in place

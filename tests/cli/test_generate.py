@@ -1,4 +1,4 @@
-"""`hone generate`, `hone chat` and `hone quantize`, started as a user starts them or through typer."""
+"""`hone generate`, `hone chat` and `hone quantize`, through the entry of the command line."""
 
 import io
 import json
@@ -17,6 +17,15 @@ from hone.text.tokenizer import Tokenizer
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}assistant: "
 )
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Two threads gain nothing at these sizes, and wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +90,8 @@ def test_many_prompts_keep_their_order_and_fields(hone_command, model, tmp_path)
     assert hone_command("generate", model, "--file", file, "-o", out, *options)[0] == 0
     written = out.read_text(encoding="utf-8")
     found = [json.loads(line) for line in written.split("\n")[:-1]]
-    assert [
-        {k: v for k, v in line.items() if k in ("id", "prompt", "messages", "note")}
-        for line in found
-    ] == lines
+    added = {"text", "finish_reason", "tokens"}
+    assert [{k: line[k] for k in line.keys() - added} for line in found] == lines
     lm = hone.load(model)
     params = hone.SamplingParams(max_tokens=6, stop=["x", "y"])
     prompts = [lines[0]["prompt"], lm.chat_prompt(lines[1]["messages"]), lines[2]["prompt"]]
@@ -146,21 +153,17 @@ def test_a_model_that_is_not_there(hone_command, tmp_path):
 @pytest.mark.smoke
 def test_a_chat_goes_on_until_its_end(hone_command, model):
     lines = "안녕\n/help\n/reset\n안녕\n\n안녕\n/exit\nnever read\n"
-    options = ("--max-tokens", 7, "--system", "hello")
+    options = ("--max-tokens", 7, "--system", "hello", "--stop", "\n")
     code, out, err = hone_command("chat", model, *options, stdin=lines.encode())
     assert code == 0
     assert "no command /help" in err
     assert "forgotten" in err
-    first, again, third, rest = out.split("\n") if out.count("\n") == 3 else [out, out, out, ""]
-    assert first == again
-    assert rest == ""
-    lm, params = hone.load(model), hone.SamplingParams(max_tokens=7)
+    lm, params = hone.load(model), hone.SamplingParams(max_tokens=7, stop="\n")
     history = [{"role": "system", "content": "hello"}, {"role": "user", "content": "안녕"}]
-    (answer,) = lm.generate(lm.chat_prompt(history), params)
-    history += [{"role": "assistant", "content": answer.text}, history[1]]
-    (expected,) = lm.generate(lm.chat_prompt(history), params)
-    if out.count("\n") == 3:
-        assert (first, third) == (answer.text, expected.text)
+    (first,) = lm.generate(lm.chat_prompt(history), params)
+    history += [{"role": "assistant", "content": first.text}, history[1]]
+    (second,) = lm.generate(lm.chat_prompt(history), params)
+    assert out.split("\n") == [first.text, first.text, second.text, ""]
 
 
 def test_a_conversation_that_is_too_long_can_be_reset(hone_command, model):

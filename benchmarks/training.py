@@ -216,7 +216,7 @@ def compare(options: argparse.Namespace, machine: Machine, folder: Path) -> None
         tie_word_embeddings=True,
     )
     save_random(config, folder / "17m")
-    rows = 2 if options.quick else 8
+    rows = 2 if options.quick else options.rows
     job = Job(folder / "17m", (LENGTH,) * rows, 1.0, options.threads)
     names = ["hone, fp32", "transformers, fp32"]
     names += [] if options.quick else ["transformers, fp32, compiled"]
@@ -274,6 +274,7 @@ def main() -> None:
         "--sizes", action="store_true", help="hone alone, sizes for short sequences"
     )
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each contender")
+    parser.add_argument("--rows", type=int, default=8, help="sequences in a batch")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
         "--emulated", action="store_true", help="run bf16 on a processor that emulates it, too"

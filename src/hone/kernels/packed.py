@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from hone.kernels.attention import attention
-from hone.kernels.rotary import apply_rotary_reference
+from hone.kernels.rotary import apply_rotary
 
 # A sequence joins a group while it has this share of the group's longest.
 _LEAST_SHARE = 0.88
@@ -130,7 +130,7 @@ def packed_attention_reference(
     """
     qkv_NCD = qkv_NC.unflatten(-1, (heads + 2 * kv_heads, -1))
     q, k, v = qkv_NCD.split((heads, kv_heads, kv_heads), dim=1)
-    q, k = apply_rotary_reference(q, rotary), apply_rotary_reference(k, rotary)
+    q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
     parts = []
     for start, end in pairwise(layout.cu_seqlens.tolist()):
         alone = (x[start:end].transpose(0, 1)[None] for x in (q, k, v))

@@ -13,13 +13,11 @@ def rotary_table(positions_N: Tensor, frequencies: Tensor, dtype: torch.dtype) -
     return torch.stack((angles.cos(), angles.sin())).to(dtype)
 
 
-def apply_rotary_reference(x_NHD: Tensor, table: Tensor) -> Tensor:
-    """Rotate each pair (i, i + D/2) of every head by its token's angle."""
+def apply_rotary(x_NHD: Tensor, table: Tensor) -> Tensor:
+    """Rotate each pair (i, i + D/2) of every head by its token's angle.
+
+    Training rotates inside ``packed_attention``, as a product of complex numbers.
+    """
     cos, sin = table[:, :, None, :]
     first, second = x_NHD.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-
-
-def apply_rotary(x_NHD: Tensor, table: Tensor) -> Tensor:
-    """See :func:`apply_rotary_reference`."""
-    return apply_rotary_reference(x_NHD, table)

@@ -11,6 +11,10 @@ Use::
     model(input_ids, attention_mask, cache).logits   # [B, T, V]; ContiguousCache(config, B, S)
     save_checkpoint("out", model, tokenizer)
     model = load_model("out", dtype="auto")
+
+The seams: ``Attend`` decides which tokens see which (a cache of another layout is an ``attend``
+given to ``model.model``), ``kernels.project`` calls any module in a linear layer's place, and
+``register_quantization`` names the layers that a quantized directory fills.
 """
 
 from hone.models.cache import Cache, ContiguousCache
@@ -23,9 +27,10 @@ from hone.models.checkpoint import (
     write_checkpoint,
 )
 from hone.models.config import LlamaConfig, RopeScaling
-from hone.models.llama import CausalOutput, LlamaForCausalLM, PackedBatch
+from hone.models.llama import Attend, CausalOutput, LlamaForCausalLM, PackedBatch
 
 __all__ = [
+    "Attend",
     "Cache",
     "CausalOutput",
     "ContiguousCache",

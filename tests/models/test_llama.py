@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from small_llama import make_model, make_pack
 from transformers import LlamaForCausalLM as TheirModel
 
+from hone.kernels import PackedLayout, packed_attention
 from hone.models import ContiguousCache, RopeScaling, save_checkpoint
 
 
@@ -183,3 +184,17 @@ def test_adjoined_weights_train_alike():
             optimizer.zero_grad()
     for (name, ours), theirs in zip(together.named_parameters(), apart.parameters(), strict=True):
         assert torch.equal(ours, theirs), name
+
+
+def test_rows_that_nobody_asks_for_change_nothing_and_leave_early(model):
+    def attend(layer, qkv, rotary):
+        return packed_attention(qkv, rotary, layout, heads, kv_heads)
+
+    pack = make_pack([[1, 2, 3, 4, 5, 6], [7, 8, 9]])
+    layout = PackedLayout(pack.cu_seqlens)
+    heads, kv_heads = model.config.num_attention_heads, model.config.num_key_value_heads
+    keep = torch.tensor([8, 2, 3])
+    with torch.no_grad():
+        every = model.model(pack.input_ids_N, pack.position_ids_N, attend)
+        some = model.model(pack.input_ids_N, pack.position_ids_N, attend, keep)
+    torch.testing.assert_close(some, every[keep])

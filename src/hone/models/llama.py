@@ -76,10 +76,12 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(size, kv_heads, bias=bias)
         self.o_proj = nn.Linear(heads, size, bias=bias)
 
-    def forward(self, x_NE: Tensor, rotary: Tensor, attend: Attend) -> Tensor:
-        """Attention's output ``[N, E]``."""
+    def forward(
+        self, x_NE: Tensor, rotary: Tensor, attend: Attend, keep: Tensor | None = None
+    ) -> Tensor:
+        """Attention's output ``[N, E]``, or only its rows ``keep``."""
         qkv_NC = project(x_NE, (self.q_proj, self.k_proj, self.v_proj))
-        return project(attend(self.layer, qkv_NC, rotary), (self.o_proj,))
+        return project(_rows(attend(self.layer, qkv_NC, rotary), keep), (self.o_proj,))
 
 
 class FeedForward(nn.Module):
@@ -108,10 +110,17 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x_NE: Tensor, rotary: Tensor, attend: Attend) -> Tensor:
-        """The residual stream after this block."""
-        h_NE = x_NE + self.self_attn(self.input_layernorm(x_NE), rotary, attend)
+    def forward(
+        self, x_NE: Tensor, rotary: Tensor, attend: Attend, keep: Tensor | None = None
+    ) -> Tensor:
+        """The residual stream after this block, or only its rows ``keep``."""
+        attended_NE = self.self_attn(self.input_layernorm(x_NE), rotary, attend, keep)
+        h_NE = _rows(x_NE, keep) + attended_NE
         return h_NE + self.mlp(self.post_attention_layernorm(h_NE))
+
+
+def _rows(x_NE: Tensor, keep: Tensor | None) -> Tensor:
+    return x_NE if keep is None else x_NE.index_select(0, keep)
 
 
 class LlamaModel(nn.Module):
@@ -126,12 +135,25 @@ class LlamaModel(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.frequencies = rotary_frequencies(config)
 
-    def forward(self, input_ids_N: Tensor, position_ids_N: Tensor, attend: Attend) -> Tensor:
-        """Hidden states ``[N, E]`` after the last normalisation."""
+    def forward(
+        self,
+        input_ids_N: Tensor,
+        position_ids_N: Tensor,
+        attend: Attend,
+        keep: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states ``[N, E]`` after the last normalisation.
+
+        Args:
+            attend: attention over these tokens.
+            keep: int64 indices of the rows that are wanted, None for all. Only these leave the
+                attention of the last block: nothing else reads what comes after it.
+        """
         x_NE = self.embed_tokens(input_ids_N)
         rotary = rotary_table(position_ids_N, self.frequencies, x_NE.dtype)
-        for block in self.layers:
-            x_NE = block(x_NE, rotary, attend)
+        last = len(self.layers) - 1
+        for layer, block in enumerate(self.layers):
+            x_NE = block(x_NE, rotary, attend, keep if layer == last else None)
         return self.norm(x_NE)
 
 
@@ -258,11 +280,9 @@ class LlamaForCausalLM(nn.Module):
         def attend(_: int, qkv_NC: Tensor, rotary: Tensor) -> Tensor:
             return packed_attention(qkv_NC, rotary, layout, heads, kv_heads)
 
-        hidden_NE = self.model(batch.input_ids_N, batch.position_ids_N, attend)
-        chosen = (batch.labels_N != IGNORED_LABEL).nonzero().squeeze(-1)
-        return projected_cross_entropy(
-            hidden_NE[chosen], self.lm_head.weight, batch.labels_N[chosen]
-        )
+        keep = (batch.labels_N != IGNORED_LABEL).nonzero().squeeze(-1)
+        hidden_NE = self.model(batch.input_ids_N, batch.position_ids_N, attend, keep)
+        return projected_cross_entropy(hidden_NE, self.lm_head.weight, batch.labels_N[keep])
 
 
 def rotary_frequencies(config: LlamaConfig) -> Tensor:

@@ -169,18 +169,16 @@ def race(names: list[str], job: Job, repeats: int, flops: float, machine: Machin
 
 
 def flops_of(config: LlamaConfig, job: Job) -> float:
-    """Arithmetic of one step's products: 2 forward and 4 backward per weight and token, the output
-    layer on labelled tokens only, and the causal half of attention."""
-    head = config.vocab_size * config.hidden_size
-    body = config.parameter_count - head * (1 if config.tie_word_embeddings else 2)
+    """The arithmetic that one step needs: for each weight and token 2 forward and 4 backward, and
+    the causal half of attention. Tokens without a label need nothing after the last attention."""
+    size, width = config.hidden_size, config.num_attention_heads * config.head_dim
+    into = size * (width + 2 * config.num_key_value_heads * config.head_dim)
+    after = width * size + 3 * size * config.intermediate_size
+    tokens, layers = sum(job.lengths), config.num_hidden_layers
     labelled = sum(round(job.labelled * (length - 1)) for length in job.lengths)
-    width = config.num_attention_heads * config.head_dim
-    squares = sum(length**2 for length in job.lengths)
-    return (
-        6.0 * body * sum(job.lengths)
-        + 6.0 * head * labelled
-        + 6.0 * config.num_hidden_layers * width * squares
-    )
+    weights = tokens * (layers * into + (layers - 1) * after)
+    weights += labelled * (after + config.vocab_size * size)
+    return 6.0 * (weights + layers * width * sum(length**2 for length in job.lengths))
 
 
 def save_random(config: LlamaConfig, folder: Path) -> None:

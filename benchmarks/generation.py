@@ -1,7 +1,7 @@
 """Generation speed: hone and transformers in turn, on the same weights and prompts, in one process.
 
     python benchmarks/generation.py            # the 221M shape of docs/benchmarks.md
-    python benchmarks/generation.py --quick    # a 32M shape, fewer tokens
+    python benchmarks/generation.py --quick    # a 32M shape and 24 new tokens
 
 Random weights; prompts of 128 random tokens, 32 new tokens each, greedy, at batch 1, 8 and 32.
 Every contender computes in the dtype that the processor is fastest at; rounds alternate between
@@ -156,11 +156,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--quick", action="store_true", help="a smaller model, fewer tokens")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    new_tokens = 8 if options.quick else 32
+    new_tokens = 24 if options.quick else 32
     if 1 not in options.batches:
         parser.error("--batches must hold 1, for the share of the bandwidth")
     machine = measure()

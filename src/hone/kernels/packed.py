@@ -141,7 +141,7 @@ def packed_attention_reference(
 def packed_attention(
     qkv_NC: Tensor, rotary: Tensor, layout: PackedLayout, heads: int, kv_heads: int
 ) -> Tensor:
-    """See :func:`packed_attention_reference`; the arithmetic is in float32, also for bfloat16 tensors."""
+    """See :func:`packed_attention_reference`; the arithmetic is in float32 always."""
     out: Tensor = _PackedAttention.apply(qkv_NC, rotary, layout, heads, kv_heads)
     return out
 

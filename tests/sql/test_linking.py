@@ -73,7 +73,9 @@ def test_every_column_in_the_order_of_the_schema(index: ValueIndex) -> None:
         Link("customers", "city", "서울"),
         Link("shops", "city", "서울"),
     )
-    assert len(index.link("부산과 서울", limit=2)) == 2
+    places = [(link.start, link.end) for link in index.link("부산과  서울")]
+    assert places == [(0, 2), (4, 6), (4, 6)]
+    assert len(index.link("부산과 서울", limit=1)) == 1
 
 
 def test_saved_and_loaded(index: ValueIndex, tmp_path: Path) -> None:

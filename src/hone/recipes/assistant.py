@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from hone.core.errors import RequestError
 from hone.sql import Database, Result, Schema, ValueIndex
-from hone.text.prompts import text2sql_prompt
+from hone.text.prompts import MOST_SLOTS, Prompt, clean_question, text2sql_prompt
 
 if TYPE_CHECKING:
     from hone.engine import LM
@@ -24,9 +24,10 @@ class PromptBuilder:
         """Index the text values of ``database``, so that a question's values can be found."""
         self.index = ValueIndex.build(database, schema)
 
-    def __call__(self, question: str) -> str:
-        """The prompt for ``question``, with the database's values that it mentions."""
-        return text2sql_prompt(question, self.index.link(question))
+    def __call__(self, question: str) -> Prompt:
+        """The prompt for ``question``, its values in slots."""
+        question = clean_question(question)
+        return text2sql_prompt(question, self.index.link(question, limit=MOST_SLOTS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +58,13 @@ class Assistant:
         from hone.engine import SamplingParams
 
         prompts = [self.prompt(question) for question in questions]
-        results = self.lm.generate(prompts, SamplingParams(max_tokens=max_tokens, temperature=0.0))
-        return [result.text.strip() for result in results]
+        results = self.lm.generate(
+            [prompt.text for prompt in prompts], SamplingParams(max_tokens=max_tokens)
+        )
+        return [
+            prompt.fill(result.text).strip()
+            for prompt, result in zip(prompts, results, strict=True)
+        ]
 
     def ask(self, question: str, row_cap: int = 1000, timeout_s: float = 5.0) -> Answer:
         """Write the query for ``question`` and run it; nothing in it can change the database.

@@ -29,9 +29,11 @@ class Question:
     pattern: str
     hardness: str
     split: str
-    prompt: str
     gold: str
     """The reference query as it was given; ``sql`` is its canonical spelling."""
+    prompt: str
+    template: str
+    """``sql`` with the question's values as slots: what the model learns to write."""
 
 
 def make_questions(
@@ -65,6 +67,7 @@ def make_questions(
 
 
 def _question(build: PromptBuilder, example: Example, gold: str) -> Question:
+    prompt = build(example.question)
     return Question(
         question=example.question,
         sql=example.sql,
@@ -72,8 +75,9 @@ def _question(build: PromptBuilder, example: Example, gold: str) -> Question:
         pattern=example.pattern,
         hardness=example.hardness,
         split=example.split,
-        prompt=build(example.question),
         gold=gold,
+        prompt=prompt.text,
+        template=prompt.template(example.sql),
     )
 
 

@@ -16,6 +16,7 @@ from hone.evals.records import read_records, write_records
 from hone.evals.report import ReportInputs, write_report
 from hone.evals.summary import Variant, results
 from hone.evals.text2sql import Scorer
+from hone.recipes.assistant import PromptBuilder
 from hone.recipes.questions import Question, make_questions, read_questions, write_questions
 from hone.recipes.runner import Progress
 from hone.recipes.settings import Recipe
@@ -101,7 +102,7 @@ class Work:
         """Train a tokenizer on the training questions and queries."""
         questions = self._train_questions()
         with progress("Tokenizer", 1, "tokenizers") as bar:
-            texts = (q.prompt + text2sql_completion(q.sql) for q in questions)
+            texts = (q.prompt + text2sql_completion(q.template) for q in questions)
             tokenizer = Tokenizer.train(texts, self.recipe.tokenizer.vocab_size, CHAT_TEMPLATE)
             tokenizer.save(folder)
             bar.advance()
@@ -109,7 +110,7 @@ class Work:
     def _batches(self, tokenizer: Tokenizer) -> PackedBatches:
         questions = self._train_questions()
         prompts = tokenizer.encode_batch([q.prompt for q in questions])
-        completions = tokenizer.encode_batch([text2sql_completion(q.sql) for q in questions])
+        completions = tokenizer.encode_batch([text2sql_completion(q.template) for q in questions])
         bos, eos = tokenizer.bos_id, tokenizer.eos_id
         assert bos is not None
         assert eos is not None
@@ -182,16 +183,21 @@ class Work:
         schema = self._schema()
         with self._database() as database:
             lm = hone.load(checkpoint)
+            build = PromptBuilder(database, schema)
+            prompts = [build(question.question) for question in questions]
             start = time.perf_counter()
             with progress(label, len(questions), "questions") as bar:
                 results = lm.generate(
-                    [question.prompt for question in questions],
+                    [prompt.text for prompt in prompts],
                     SamplingParams(max_tokens=self.recipe.eval.max_tokens),
                     finished=lambda *_: bar.advance(),
                 )
             seconds = time.perf_counter() - start
             scorer = Scorer([database], schema)
-            records = scorer.score_all(questions, [result.text for result in results])
+            written = [
+                prompt.fill(result.text) for prompt, result in zip(prompts, results, strict=True)
+            ]
+            records = scorer.score_all(questions, written)
         write_records(folder / RECORDS, records)
         tokens = sum(len(result.token_ids) for result in results)
         write_json(
@@ -247,7 +253,7 @@ class Work:
                 variants=variants,
                 losses=read_losses(out / "metrics.jsonl"),
                 prompt=sample.prompt,
-                completion=text2sql_completion(sample.sql),
+                completion=text2sql_completion(sample.template),
                 decoding={"decoding": "greedy", "max_tokens": self.recipe.eval.max_tokens},
                 stage_seconds={name: stage["seconds"] for name, stage in done.stages.items()},
                 parameters=speed["parameters"],

@@ -8,6 +8,8 @@ import re
 import sqlite3
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +26,7 @@ _SQL_BYTES = 100_000
 _PATTERN_BYTES = 1_000
 _RESULT_BYTES = 64_000_000
 _STEPS_BETWEEN_CHECKS = 2_000
+_SOON_SECONDS = 0.02
 
 _START = re.compile(r"(?:\s+|--[^\n]*(?:\n|\Z)|/\*.*?\*/|\()*(\w*)", re.DOTALL)
 _READERS = frozenset({"select", "with", "values"})
@@ -78,6 +81,7 @@ class Database:
         ):
             self._connection.setlimit(category, limit)
         self._connection.set_authorizer(self._authorize)
+        self._clock = _Clock(self._connection)
 
     def execute(self, sql: str, row_cap: int = 1000, timeout_s: float = 5.0) -> Result:
         """Run one SELECT and return at most ``row_cap`` rows.
@@ -88,17 +92,17 @@ class Database:
         """
         _check_reads(sql)
         with self._lock:
-            clock = _Clock(self._connection, timeout_s)
             self._denied = ""
             try:
-                with clock:
-                    return self._run(sql, row_cap, clock)
+                with self._clock.running(timeout_s):
+                    return self._run(sql, row_cap)
             except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
-                raise self._explain(error, clock) from error
+                raise self._explain(error) from error
 
     def close(self) -> None:
         """Close the file; the object cannot be used afterwards."""
         with self._lock:
+            self._clock.close()
             self._connection.close()
 
     def __enter__(self) -> "Database":
@@ -112,7 +116,7 @@ class Database:
     ) -> None:
         self.close()
 
-    def _run(self, sql: str, row_cap: int, clock: "_Clock") -> Result:
+    def _run(self, sql: str, row_cap: int) -> Result:
         cursor = self._connection.execute(sql)
         try:
             columns = tuple(column[0] for column in cursor.description or ())
@@ -126,7 +130,7 @@ class Database:
                 size += sum(len(value) for value in row if isinstance(value, (str, bytes)))
         finally:
             cursor.close()
-        return Result(columns, rows, truncated, clock.seconds())
+        return Result(columns, rows, truncated, self._clock.seconds())
 
     def _authorize(
         self, action: int, one: str | None, two: str | None, schema: str | None, trigger: str | None
@@ -149,11 +153,11 @@ class Database:
             )
         return sqlite3.SQLITE_DENY
 
-    def _explain(self, error: Exception, clock: "_Clock") -> RequestError:
+    def _explain(self, error: Exception) -> RequestError:
         reason = str(error)
-        if clock.expired:
+        if self._clock.expired:
             return RequestError(
-                f"The query was stopped after {clock.limit:g} seconds; ask for fewer rows or "
+                f"The query was stopped after {self._clock.limit:g} seconds; ask for fewer rows or "
                 "raise the time limit."
             )
         if self._denied or "not authorized" in reason:
@@ -182,31 +186,26 @@ def open_database(path: str | Path) -> Database:
 
 
 class _Clock:
-    """Interrupts the connection once ``limit`` seconds have passed since the ``with`` began.
+    """Interrupts the connection's query once its time is over.
 
     SQLite's progress handler looks at the clock between instructions; a thread interrupts as well,
-    because instructions that read much from a slow disk may be far apart.
+    because instructions that sort or read much may be far apart. The thread is one for all queries
+    of a connection: starting one for each would cost more than most queries do.
     """
 
-    def __init__(self, connection: sqlite3.Connection, limit: float) -> None:
-        self.limit = limit
+    def __init__(self, connection: sqlite3.Connection) -> None:
         self.expired = False
+        self.limit = 0.0
         self._connection = connection
-        self._start = time.monotonic()
-        self._running = False
-        self._lock = threading.Lock()
-        self._timer = threading.Timer(limit, self._interrupt)
-        self._timer.daemon = True
+        self._start = 0.0
+        self._deadline: float | None = None
+        self._wakes: float | None = None  # when the thread looks next; None is not before told to
+        self._closed = False
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
 
     def seconds(self) -> float:
         return time.monotonic() - self._start
-
-    def _interrupt(self) -> None:
-        with self._lock:
-            # A query that ended meanwhile must not hand its interrupt on to the next one.
-            if self._running:
-                self.expired = True
-                self._connection.interrupt()
 
     def _check(self) -> int:
         if self.seconds() < self.limit:
@@ -214,16 +213,46 @@ class _Clock:
         self.expired = True
         return 1
 
-    def __enter__(self) -> None:
-        self._running = True
-        self._connection.set_progress_handler(self._check, _STEPS_BETWEEN_CHECKS)
-        self._timer.start()
+    def _interrupt(self) -> None:
+        self.expired = True
+        self._connection.interrupt()
 
-    def __exit__(self, *ignored: object) -> None:
-        with self._lock:
-            self._running = False
-        self._timer.cancel()
-        self._connection.set_progress_handler(None, 0)
+    @contextmanager
+    def running(self, limit: float) -> Iterator[None]:
+        """Limit the queries of the block to ``limit`` seconds."""
+        self.expired, self.limit, self._start = False, limit, time.monotonic()
+        self._connection.set_progress_handler(self._check, _STEPS_BETWEEN_CHECKS)
+        deadline = self._start + limit
+        with self._changed:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._watch, daemon=True)
+                self._thread.start()
+            self._deadline = deadline
+            if self._wakes is None or self._wakes > deadline:
+                self._changed.notify()
+        try:
+            yield
+        finally:
+            with self._changed:
+                # Under the lock, so that a late interrupt cannot hit the next query.
+                self._deadline = None
+            self._connection.set_progress_handler(None, 0)
+
+    def _watch(self) -> None:
+        with self._changed:
+            while not self._closed:
+                left = None if self._deadline is None else self._deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    self._deadline = None
+                    self._interrupt()
+                    continue
+                self._wakes = self._deadline
+                self._changed.wait(left)
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
 
 
 def _check_reads(sql: str) -> None:

@@ -7,7 +7,7 @@ spells it and where it is, and copies instead of guessing.
 import re
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,16 @@ _FORMAT = "hone value index 1"
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """``value``, as the database spells it, stands in ``table.column`` and in the question."""
+    """``value``, as the database spells it, stands in ``table.column`` and in the question.
+
+    ``start`` and ``end`` are its place in the question, after NFC and with single spaces.
+    """
 
     table: str
     column: str
     value: str
+    start: int = field(default=-1, compare=False)
+    end: int = field(default=-1, compare=False)
 
 
 class ValueIndex:
@@ -101,24 +106,25 @@ class ValueIndex:
         return cls(columns)
 
     def link(self, question: str, limit: int = 6) -> tuple[Link, ...]:
-        """The values in ``question``: longest first, then in the order of the schema.
+        """The values in ``question``, at most ``limit`` of them: longest first, then from the left.
 
         Where two values overlap the longer one wins. A value found in several columns gives a link
-        for each. Case does not matter. A Latin value must be whole words, a Korean one may be
-        followed by particles.
+        for each, in the order of the schema. Case does not matter. A Latin value must be whole
+        words, a Korean one may be followed by particles.
         """
         text = _normalise(question)
-        spelled = unicodedata.normalize("NFC", question)
-        found: dict[Link, None] = {}
-        for key in _without_overlaps(self._spans(text)):
+        spelled = " ".join(unicodedata.normalize("NFC", question).split())
+        links = []
+        for start, length, key in _without_overlaps(self._spans(text))[:limit]:
             spellings: dict[int, list[str]] = {}
             for number, value in self._values[key]:
                 spellings.setdefault(number, []).append(value)
             for number in sorted(spellings):
                 values = spellings[number]
                 value = next((value for value in values if value in spelled), values[0])
-                found.setdefault(Link(self._columns[number][0], self._columns[number][1], value))
-        return tuple(found)[:limit]
+                table, column, _ = self._columns[number]
+                links.append(Link(table, column, value, start, start + length))
+        return tuple(links)
 
     def _spans(self, text: str) -> list[tuple[int, int, str]]:
         """(start, length, normalised value) of every value that stands in ``text`` as words."""
@@ -159,7 +165,13 @@ class ValueIndex:
 
 
 def _normalise(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
+    """``text`` without case, in NFC and with single spaces; every other character keeps its place.
+
+    A character whose folded form is longer ("ß") stays, so that places in the result are places in
+    the text.
+    """
+    spaced = " ".join(unicodedata.normalize("NFC", text).split())
+    return "".join(low if len(low := char.casefold()) == 1 else char for char in spaced)
 
 
 def _is_telling(value: str) -> bool:
@@ -189,12 +201,10 @@ def _ends(text: str, end: int) -> bool:
     return run is not None and _TAIL.fullmatch(run.group()) is not None
 
 
-def _without_overlaps(spans: list[tuple[int, int, str]]) -> list[str]:
-    """The values to keep, longest first and then from left to right."""
-    kept: list[tuple[int, int]] = []
-    keys = []
+def _without_overlaps(spans: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
+    """The spans to keep, longest first and then from left to right."""
+    kept: list[tuple[int, int, str]] = []
     for start, length, key in sorted(spans, key=lambda span: (-span[1], span[0])):
-        if all(start + length <= begin or start >= begin + size for begin, size in kept):
-            kept.append((start, length))
-            keys.append(key)
-    return keys
+        if all(start + length <= begin or start >= begin + size for begin, size, _ in kept):
+            kept.append((start, length, key))
+    return kept

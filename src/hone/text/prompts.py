@@ -1,23 +1,39 @@
 """The Text2SQL prompt: the one renderer that training, evaluation and serving share.
 
-A prompt is the question, then one line per value of the database that the question mentions
-(written the way SQL writes it, so that the model copies instead of spelling), then ``SQL:``.
+Values do not pass through the model. A number, a date, a quoted text, and any value of the database
+that the question mentions become slots; the model writes the query with the slots, and the values
+are put back. A value can so never be misspelt, whether training saw it or not:
 
-    How many customers live in Seoul?
-    customers.city = 'Seoul'
-    SQL:
+    서울에서 50000원 넘게 산 고객은?      {1}에서 {2}원 넘게 산 고객은?
+                                    {1} customers.city stores.city {2} number
+                                    SQL: SELECT ... WHERE city = {1} AND amount > {2}
+
+Numbers of one or two digits stay: they count things ("top 5") or name a month, and are few.
 
 The schema is not in the prompt. A specialist is trained on one database, whose schema would be the
 same text in every prompt: it costs time and tells the model nothing.
 """
 
+import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
+
+MOST_SLOTS = 9
+_MOST_COLUMNS = 8
+_LITERAL = re.compile(
+    r"(?P<date>(?<![\w-])\d{4}-\d\d-\d\d(?:[ T]\d\d:\d\d(?::\d\d)?)?(?!\d))"
+    r"|(?P<number>(?<![\w.,-])-?(?:\d{1,3}(?:,\d{3})+|\d{3,})(?:\.\d+)?|(?<![\w.,-])-?\d+\.\d+)"
+    r"|(?P<text>(?<!\w)'[^']{1,80}'(?![A-Za-z])|\"[^\"]{1,80}\"|“[^”]{1,80}”|‘[^’]{1,80}’)"
+)
+_SLOT = re.compile(r"\{(\d)\}")
+# The pieces of SQL in which a value may stand: a string, a number, or a slot of a template.
+_SQL_VALUE = re.compile(r"'(?:[^']|'')*'|(?<![\w.])-?\d+(?:\.\d+)?(?!\w)|\{\d\}|\"[^\"]*\"|\w+")
 
 
 class ValueLink(Protocol):
-    """A value of the database that occurs in a question."""
+    """A value of the database that occurs in a question, as the database spells it."""
 
     @property
     def table(self) -> str: ...  # noqa: D102
@@ -25,6 +41,76 @@ class ValueLink(Protocol):
     def column(self) -> str: ...  # noqa: D102
     @property
     def value(self) -> str: ...  # noqa: D102
+    @property
+    def start(self) -> int: ...  # noqa: D102
+    @property
+    def end(self) -> int: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A value of a question. ``kind`` is ``number``, ``date``, ``text`` or where it stands."""
+
+    value: str
+    kind: str
+
+    @property
+    def literal(self) -> str:
+        """The value in SQL."""
+        return self.value if self.kind == "number" else sql_string(self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the model reads, and the values that its slots stand for."""
+
+    text: str
+    slots: tuple[Slot, ...]
+
+    def template(self, sql: str) -> str:
+        """``sql`` with this question's values as slots: what the model is trained to write."""
+        order = sorted(enumerate(self.slots, 1), key=lambda item: -len(item[1].value))
+
+        def replaced(match: re.Match[str]) -> str:
+            piece = match[0]
+            if piece.startswith("'"):
+                inner = piece[1:-1]
+                for number, slot in order:
+                    value = slot.value.replace("'", "''")
+                    if inner == value and slot.kind != "number":
+                        return f"{{{number}}}"
+                    inner = re.sub(
+                        rf"(?<![\w{{]){re.escape(value)}(?![\w}}])", f"{{{number}}}", inner
+                    )
+                return f"'{inner}'"
+            for number, slot in order:
+                if piece == slot.value and slot.kind == "number":
+                    return f"{{{number}}}"
+            return piece
+
+        return _SQL_VALUE.sub(replaced, sql)
+
+    def fill(self, template: str) -> str:
+        """The query that the model meant: ``template`` with the values in its slots.
+
+        A slot that the question does not have stays as it is, and the query will not run.
+        """
+
+        def value(number: str) -> Slot | None:
+            index = int(number) - 1
+            return self.slots[index] if 0 <= index < len(self.slots) else None
+
+        def replaced(match: re.Match[str]) -> str:
+            piece = match[0]
+            if piece.startswith("'"):
+                return _SLOT.sub(
+                    lambda m: s.value.replace("'", "''") if (s := value(m[1])) else m[0], piece
+                )
+            found = _SLOT.fullmatch(piece)
+            slot = value(found[1]) if found else None
+            return slot.literal if slot else piece
+
+        return _SQL_VALUE.sub(replaced, template)
 
 
 def sql_string(value: str) -> str:
@@ -32,17 +118,52 @@ def sql_string(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
 
 
-def text2sql_prompt(question: str, links: Iterable[ValueLink] = ()) -> str:
-    """The prompt for ``question``; the completion is :func:`text2sql_completion`.
+def clean_question(question: str) -> str:
+    """``question`` on one line, in NFC and without the braces that mark slots."""
+    text = " ".join(unicodedata.normalize("NFC", question).split())
+    return text.replace("{", "(").replace("}", ")")
 
-    The question is put on one line and in NFC: what a person pastes tokenizes as in training.
+
+def text2sql_prompt(question: str, links: Sequence[ValueLink] = ()) -> Prompt:
+    """The prompt for ``question``, which :func:`clean_question` has cleaned.
+
+    ``links`` are the database's values in it, with their places in that text; links to the same
+    place are the columns that hold the value. The completion is :func:`text2sql_completion`.
     """
-    lines = [" ".join(unicodedata.normalize("NFC", question).split())]
-    lines += [f"{link.table}.{link.column} = {sql_string(link.value)}" for link in links]
+    spans: dict[tuple[int, int], Slot] = {}
+    columns: dict[tuple[int, int], list[str]] = {}
+    for link in links:
+        columns.setdefault((link.start, link.end), []).append(f"{link.table}.{link.column}")
+        spans.setdefault((link.start, link.end), Slot(link.value, ""))
+    for span, names in columns.items():
+        kind = " ".join(dict.fromkeys(names[:_MOST_COLUMNS]))
+        spans[span] = Slot(spans[span].value, kind)
+    for match in _LITERAL.finditer(question):
+        start, end = match.span()
+        text = match[0]
+        if match.lastgroup == "text":
+            start, end, text = start + 1, end - 1, text[1:-1]
+        if any(start < other_end and other_start < end for other_start, other_end in spans):
+            continue
+        kind = match.lastgroup or ""
+        spans[start, end] = Slot(text.replace(",", "") if kind == "number" else text, kind)
+
+    numbers: dict[Slot, int] = {}
+    pieces, place = [], 0
+    for (start, end), slot in sorted(spans.items()):
+        if slot not in numbers and len(numbers) == MOST_SLOTS:
+            continue
+        number = numbers.setdefault(slot, len(numbers) + 1)
+        pieces += [question[place:start], f"{{{number}}}"]
+        place = end
+    pieces.append(question[place:])
+    lines = ["".join(pieces)]
+    if numbers:
+        lines.append(" ".join(f"{{{number}}} {slot.kind}" for slot, number in numbers.items()))
     lines.append("SQL:")
-    return "\n".join(lines)
+    return Prompt("\n".join(lines), tuple(numbers))
 
 
-def text2sql_completion(sql: str) -> str:
+def text2sql_completion(template: str) -> str:
     """What the model must write after the prompt."""
-    return " " + sql
+    return " " + template

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
+from hone.kernels import preferred_dtype
+
 _SIDE = 2048  # of the square matrices
-_PROBE_SIDE = 256
-# Below this rate (GFLOP/s) a dtype is emulated: one full-size product would take minutes.
-_EMULATED = 10.0
+_EMULATED_SIDE = 256  # without instructions for a dtype, a larger product would take minutes
 _GIB = 1 << 30
 
 
@@ -61,18 +61,11 @@ def best_seconds(work: Callable[[], object], repeats: int) -> float:
 
 def matrix_rate(dtype: torch.dtype, repeats: int = 5) -> float:
     """GFLOP/s of a square product in ``dtype``."""
-    rate = 0.0
-    for side in (_PROBE_SIDE, _SIDE):
-        a, b = torch.randn(side, side).to(dtype), torch.randn(side, side).to(dtype)
-        out = torch.empty_like(a)
-        rate = (
-            2e-9
-            * side**3
-            / best_seconds(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), repeats)
-        )
-        if rate < _EMULATED:
-            break
-    return rate
+    emulated = dtype == torch.bfloat16 and preferred_dtype() != dtype
+    side = _EMULATED_SIDE if emulated else _SIDE
+    a, b = torch.randn(side, side).to(dtype), torch.randn(side, side).to(dtype)
+    out = torch.empty_like(a)
+    return 2e-9 * side**3 / best_seconds(lambda: torch.mm(a, b, out=out), repeats)
 
 
 def memory_rate(repeats: int = 5) -> float:

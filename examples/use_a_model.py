@@ -1,4 +1,4 @@
-"""Load a checkpoint or a run, look at it, and generate: python examples/use_a_model.py runs/demo."""
+"""Load a checkpoint or a run and generate: python examples/use_a_model.py runs/demo."""
 
 import sys
 

@@ -8,7 +8,12 @@ import typer
 from rich.console import Console
 
 import hone
-from hone.cli import ask, chat, demo, generate, quantize, run
+from hone.cli.ask import ask
+from hone.cli.chat import chat
+from hone.cli.demo import demo
+from hone.cli.generate import generate
+from hone.cli.quantize import quantize
+from hone.cli.run import run
 from hone.core import progress
 from hone.core.errors import ConfigError, HoneError, RequestError
 
@@ -43,12 +48,12 @@ def options(
         os.environ["HONE_DEBUG"] = "1"
 
 
-app.command("demo")(demo.demo)
-app.command("run")(run.run)
-app.command("ask")(ask.ask)
-app.command("generate")(generate.generate)
-app.command("chat")(chat.chat)
-app.command("quantize")(quantize.quantize)
+app.command("demo")(demo)
+app.command("run")(run)
+app.command("ask")(ask)
+app.command("generate")(generate)
+app.command("chat")(chat)
+app.command("quantize")(quantize)
 
 
 def main() -> None:

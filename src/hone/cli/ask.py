@@ -24,11 +24,10 @@ def ask(
     is stopped after --timeout seconds, and at most --rows rows are read.
     """
     from rich.console import Console
-    from rich.syntax import Syntax
 
     import hone
     from hone.core.errors import RequestError
-    from hone.evals.tables import rows_table
+    from hone.evals.tables import rows_table, sql_text
     from hone.recipes.assistant import Assistant
     from hone.recipes.run import run_database, run_glossary
     from hone.sql import open_database, read_schema
@@ -48,7 +47,7 @@ def ask(
         typer.echo(json.dumps(fields, ensure_ascii=False, default=repr))
     else:
         console = Console()
-        console.print(Syntax(answer.sql, "sql", word_wrap=True, background_color="default"))
+        console.print(sql_text(answer.sql))
         if answer.result is not None:
             console.print(rows_table(answer.result))
     if answer.error is not None:

@@ -32,5 +32,5 @@ def print_run(run: Path, as_json: bool = False) -> None:
         highlight=False,
     )
     console.print("\n[bold]Next[/]")
-    for command in next_commands(run):
+    for command in next_commands(run, variants[0].records):
         console.print(f"  {command}", highlight=False, markup=False)

@@ -5,9 +5,9 @@ import re
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from hone.core.config import Settings, nearest, override, parse, read_toml
 from hone.core.errors import ConfigError
@@ -63,6 +63,15 @@ class ModelSettings(Settings):
     ffn: Positive = 704
     context: Positive = 512
 
+    @model_validator(mode="after")
+    def _whole_heads(self) -> Self:
+        if self.hidden % (2 * self.heads) or self.heads % self.kv_heads:
+            raise ValueError(
+                f"hidden ({self.hidden}) must be a multiple of twice the heads ({self.heads}), and "
+                f"heads a multiple of kv_heads ({self.kv_heads})"
+            )
+        return self
+
 
 class TrainSettings(Settings):
     """``[train]``: the optimizer and its budget, counted in steps and never in seconds."""
@@ -80,7 +89,6 @@ class TrainSettings(Settings):
     cooldown_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     checkpoint_every: Positive = 100
-    compile: bool = False
 
 
 class QuantizeSettings(Settings):

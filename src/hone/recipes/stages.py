@@ -2,17 +2,19 @@
 
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hone.core.errors import DataError
 from hone.core.files import atomic_path, read_json, sha256_file, write_json
 from hone.core.progress import progress
 from hone.core.seeds import derive_seed
 from hone.data import PackedBatches
 from hone.evals.charts import read_losses
-from hone.evals.records import read_records, write_records
+from hone.evals.records import Scored, read_records, write_records
 from hone.evals.report import ReportInputs, write_report
 from hone.evals.summary import Variant, results
 from hone.evals.text2sql import Scorer
@@ -55,8 +57,15 @@ class Work:
         for name, file in files.items():
             if file is None:
                 continue
-            builtin = name == "database" and file == "sample"
-            found[name] = {"file": file, "sha256": None if builtin else sha256_file(file)}
+            if name == "database" and file == "sample":
+                found[name] = {"file": file}
+                continue
+            try:
+                found[name] = {"file": file, "sha256": sha256_file(file)}
+            except OSError as error:
+                raise DataError(
+                    f'Cannot read {file}, the "data.{name}" of the recipe: {error.strerror}.'
+                ) from error
         return found
 
     @cached_property
@@ -259,18 +268,19 @@ class Work:
                 parameters=speed["parameters"],
                 manifest=manifest,
                 goals=GOALS,
-                next_commands=next_commands(out),
+                next_commands=next_commands(out, variants[0].records),
             ),
         )
 
 
-def next_commands(out: Path) -> tuple[str, ...]:
-    """What to type after a run."""
-    return (
-        f'hone ask {out} "서울에 사는 고객은 몇 명이야?"',
-        f"hone chat {out}",
-        f"open {out / 'report.html'}",
-    )
+def next_commands(out: Path, records: Sequence[Scored]) -> tuple[str, ...]:
+    """What to type after a run: a question that it can answer in each language, and the report."""
+    asked: dict[str, str] = {}
+    for record in records:
+        if record.ok and '"' not in record.question:
+            asked.setdefault(record.language, record.question)
+    questions = [f'hone ask {out} "{question}"' for question in asked.values()]
+    return (*questions, f"open {out / 'report.html'}")
 
 
 def _overview(schema: Schema) -> dict[str, Any]:

@@ -37,7 +37,6 @@ class TrainConfig:
         precision: ``bf16`` computes in bfloat16 and keeps float32 masters; ``auto`` is bf16 where
             the processor has instructions for it.
         ema: decay of a running mean of the weights, which takes their place at the end; 0 for none.
-        compile: compile the model with ``torch.compile``.
         seed: of torch's random stream during training (dropout).
         max_bad_steps: stop after so many steps in a row without a finite loss and gradient.
         log_every, checkpoint_every, evaluate_every: in steps; ``evaluate_every`` 0 is never.
@@ -64,7 +63,6 @@ class TrainConfig:
     grad_clip: float = 1.0
     precision: Precision = "auto"
     ema: float = 0.0
-    compile: bool = False
     seed: int = 0
     max_bad_steps: int = 10
     log_every: int = 10

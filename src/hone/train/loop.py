@@ -148,8 +148,6 @@ def train(
         keep_freed_memory()
     model.train()
     loss_of = cast(Callable[[TensorBatch], Tensor], model.packed_loss)
-    if config.compile:
-        loss_of = torch.compile(loss_of, dynamic=True)
 
     with torch.random.fork_rng(devices=_cuda_only(device)):
         torch.manual_seed(derive_seed(config.seed, "train"))

@@ -27,11 +27,11 @@ def test_values_become_slots_and_say_where_they_stand():
     ]
     prompt = text2sql_prompt("서울에서 50,000원 넘게, 2024-03-15 전에 산 고객 5명", links)
     assert prompt.text == (
-        "{1}에서 {2}원 넘게, {3} 전에 산 고객 5명\n"
-        "{1} customers.city stores.city {2} number {3} date\nSQL:"
+        "{1}에서 {2}원 넘게, {3} 전에 산 고객 {4}명\n"
+        "{1} customers.city stores.city {2} number {3} date {4} number\nSQL:"
     )
     sql = "SELECT a FROM c WHERE city = '서울' AND x > 50000 AND d < '2024-03-15' LIMIT 5"
-    template = "SELECT a FROM c WHERE city = {1} AND x > {2} AND d < {3} LIMIT 5"
+    template = "SELECT a FROM c WHERE city = {1} AND x > {2} AND d < {3} LIMIT {4}"
     assert prompt.template(sql) == template
     assert prompt.fill(template) == sql
 
@@ -45,7 +45,8 @@ def test_values_become_slots_and_say_where_they_stand():
         ("name is “O'Neil”", "n = 'O''Neil'", "n = {1}"),
         ("over 1,500.5 m", "x > 1500.5", "x > {1}"),
         ("as large as 300, not 3000", "x IN (300, 3000, 30)", "x IN ({1}, {2}, 30)"),
-        ("top 10", "LIMIT 10", "LIMIT 10"),
+        ("top 10", "LIMIT 10", "LIMIT {1}"),
+        ("2024년 7월과 12월", "x IN ('2024-07', '2024-12')", "x IN ('{1}-07', '{1}-12')"),
         ("table t2024 of 2024", "SELECT t2024.x FROM t2024", "SELECT t2024.x FROM t2024"),
         ('the "2024" column', 'SELECT "2024" FROM t', 'SELECT "2024" FROM t'),
         ("2024 and '2024-x'", "a = '2024-x' OR b = 2024", "a = {2} OR b = {1}"),

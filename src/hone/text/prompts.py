@@ -8,7 +8,7 @@ are put back. A value can so never be misspelt, whether training saw it or not:
                                     {1} customers.city stores.city {2} number
                                     SQL: SELECT ... WHERE city = {1} AND amount > {2}
 
-Numbers of one or two digits stay: they count things ("top 5") or name a month, and are few.
+Only the number of a month stays (7월), because SQL writes it in another way ('2024-07').
 
 The schema is not in the prompt. A specialist is trained on one database, whose schema would be the
 same text in every prompt: it costs time and tells the model nothing.
@@ -24,7 +24,7 @@ MOST_SLOTS = 9
 _MOST_COLUMNS = 8
 _LITERAL = re.compile(
     r"(?P<date>(?<![\w-])\d{4}-\d\d-\d\d(?:[ T]\d\d:\d\d(?::\d\d)?)?(?!\d))"
-    r"|(?P<number>(?<![\w.,-])-?(?:\d{1,3}(?:,\d{3})+|\d{3,})(?:\.\d+)?|(?<![\w.,-])-?\d+\.\d+)"
+    r"|(?P<number>(?<![\w.,-])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\d월]|\d월))"
     r"|(?P<text>(?<!\w)'[^']{1,80}'(?![A-Za-z])|\"[^\"]{1,80}\"|“[^”]{1,80}”|‘[^’]{1,80}’)"
 )
 _SLOT = re.compile(r"\{(\d)\}")

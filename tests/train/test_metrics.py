@@ -33,18 +33,28 @@ def test_a_file_that_became_shorter_is_noticed(tmp_path):
 
 
 def test_a_full_disk_and_a_folder_in_the_way_are_sentences(tmp_path):
-    with MetricsLog(tmp_path / "metrics.jsonl") as log:
+    class Full:
+        def __init__(self, file):
+            self.file = file
 
-        class Full:
-            def write(self, data):
-                raise OSError(errno.ENOSPC, "No space left on device")
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
 
-            def close(self):
-                real.close()
+        def close(self):  # a buffered file tries to write once more, and says so again
+            self.file.close()
+            raise OSError(errno.ENOSPC, "No space left on device")
 
-        real, log._file = log._file, Full()
-        with pytest.raises(CapacityError, match="is full"):
-            log.write({})
+    with (
+        pytest.raises(CapacityError, match="is full"),
+        MetricsLog(tmp_path / "metrics.jsonl") as log,
+    ):
+        log._file = Full(log._file)
+        log.write({})
+    with (
+        pytest.raises(CapacityError, match="is full"),
+        MetricsLog(tmp_path / "metrics.jsonl") as log,
+    ):
+        log._file = Full(log._file)
     (tmp_path / "folder").mkdir()
     with pytest.raises(HoneError, match="folder"):
         MetricsLog(tmp_path / "folder")

@@ -133,6 +133,7 @@ class Work:
             derive_seed(self.recipe.seed, "batches"),
             max_length=self.recipe.model.context,
             drop_overlong=True,
+            bucket_batches=1,  # a batch of one length is a batch of few kinds of question
         )
 
     def train(self, folder: Path) -> None:

@@ -5,7 +5,7 @@ that the question mentions become slots; the model writes the query with the slo
 are put back. A value can so never be misspelt, whether training saw it or not:
 
     서울에서 50000원 넘게 산 고객은?      {1}에서 {2}원 넘게 산 고객은?
-                                    {1} customers.city stores.city {2} number
+                                    {1} customers.city stores.city
                                     SQL: SELECT ... WHERE city = {1} AND amount > {2}
 
 Only the number of a month stays (7월), because SQL writes it in another way ('2024-07').
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 MOST_SLOTS = 9
+NUMBER = "number"
 _MOST_COLUMNS = 8
 _LITERAL = re.compile(
     r"(?P<date>(?<![\w-])\d{4}-\d\d-\d\d(?:[ T]\d\d:\d\d(?::\d\d)?)?(?!\d))"
@@ -57,7 +58,7 @@ class Slot:
     @property
     def literal(self) -> str:
         """The value in SQL."""
-        return self.value if self.kind == "number" else sql_string(self.value)
+        return self.value if self.kind == NUMBER else sql_string(self.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +78,14 @@ class Prompt:
                 inner = piece[1:-1]
                 for number, slot in order:
                     value = slot.value.replace("'", "''")
-                    if inner == value and slot.kind != "number":
+                    if inner == value and slot.kind != NUMBER:
                         return f"{{{number}}}"
                     inner = re.sub(
                         rf"(?<![\w{{]){re.escape(value)}(?![\w}}])", f"{{{number}}}", inner
                     )
                 return f"'{inner}'"
             for number, slot in order:
-                if piece == slot.value and slot.kind == "number":
+                if piece == slot.value and slot.kind == NUMBER:
                     return f"{{{number}}}"
             return piece
 
@@ -146,7 +147,7 @@ def text2sql_prompt(question: str, links: Sequence[ValueLink] = ()) -> Prompt:
         if any(start < other_end and other_start < end for other_start, other_end in spans):
             continue
         kind = match.lastgroup or ""
-        spans[start, end] = Slot(text.replace(",", "") if kind == "number" else text, kind)
+        spans[start, end] = Slot(text.replace(",", "") if kind == NUMBER else text, kind)
 
     numbers: dict[Slot, int] = {}
     pieces, place = [], 0
@@ -158,8 +159,10 @@ def text2sql_prompt(question: str, links: Sequence[ValueLink] = ()) -> Prompt:
         place = end
     pieces.append(question[place:])
     lines = ["".join(pieces)]
-    if numbers:
-        lines.append(" ".join(f"{{{number}}} {slot.kind}" for slot, number in numbers.items()))
+    # Most slots are numbers: they are the ones of which nothing is said.
+    told = [f"{{{number}}} {slot.kind}" for slot, number in numbers.items() if slot.kind != NUMBER]
+    if told:
+        lines.append(" ".join(told))
     lines.append("SQL:")
     return Prompt("\n".join(lines), tuple(numbers))
 

@@ -72,4 +72,8 @@ class MetricsLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        try:
+            self._file.close()  # writes again what a full disk refused, and fails again
+        except OSError as failure:
+            if kind is None:
+                raise explain_os_error(failure, self.path) from failure

@@ -44,17 +44,15 @@ def test_a_full_disk_and_a_folder_in_the_way_are_sentences(tmp_path):
             self.file.close()
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    with (
-        pytest.raises(CapacityError, match="is full"),
-        MetricsLog(tmp_path / "metrics.jsonl") as log,
-    ):
+    def log_to_a_full_disk():
+        log = MetricsLog(tmp_path / "metrics.jsonl")
         log._file = Full(log._file)
+        return log
+
+    with pytest.raises(CapacityError, match="is full"), log_to_a_full_disk() as log:
         log.write({})
-    with (
-        pytest.raises(CapacityError, match="is full"),
-        MetricsLog(tmp_path / "metrics.jsonl") as log,
-    ):
-        log._file = Full(log._file)
+    with pytest.raises(CapacityError, match="is full"), log_to_a_full_disk():
+        pass
     (tmp_path / "folder").mkdir()
     with pytest.raises(HoneError, match="folder"):
         MetricsLog(tmp_path / "folder")

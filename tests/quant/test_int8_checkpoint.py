@@ -96,6 +96,9 @@ def test_a_quantized_model_is_not_quantized_again(int8, tmp_path):
 def test_a_model_is_not_overwritten_by_its_own_quantization(checkpoint):
     with pytest.raises(CheckpointError, match="another directory"):
         quantize_checkpoint(checkpoint, checkpoint / ".." / checkpoint.name)
+    with pytest.raises(CheckpointError, match="holds it"):
+        quantize_checkpoint(checkpoint, checkpoint.parent)
+    assert (checkpoint / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize(

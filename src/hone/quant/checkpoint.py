@@ -78,8 +78,11 @@ def quantize_checkpoint(source: str | Path, target: str | Path) -> None:
         CapacityError: the disk is full.
     """
     source, target = Path(source), Path(target)
-    if source.resolve() == target.resolve():
-        raise CheckpointError(f"{target} is the model itself; write to another directory.")
+    if target.resolve() in (source.resolve(), *source.resolve().parents):
+        # The target is replaced as a whole, and the model would go with it.
+        raise CheckpointError(
+            f"{target} is the model's directory or holds it; write to another directory."
+        )
     if load_config(source).quantization_config is not None:
         raise CheckpointError(f"{source} is quantized already; quantize the original model.")
     model = load_model(source, "auto")

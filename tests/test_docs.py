@@ -18,7 +18,8 @@ from hone.cli.app import app
 from hone.core.config import Settings, parse
 from hone.core.errors import RequestError
 from hone.recipes.settings import Recipe, load_recipe
-from hone.sql import open_database, read_schema
+from hone.sql import ValueIndex, open_database, read_schema
+from hone.text.prompts import text2sql_prompt
 
 pytestmark = pytest.mark.smoke
 
@@ -214,6 +215,15 @@ def test_queries_are_refused_in_the_words_of_the_page(tmp_path):
             with pytest.raises(RequestError) as caught:
                 database.execute(sql)
             assert str(caught.value) == answer
+
+
+def test_slots_work_as_the_page_shows():
+    section = read(ROOT / "docs/text2sql.md").partition("\n## Slots")[2].partition("\n## ")[0]
+    question, *prompt, template, sql = re.findall(r"^\|.*\| `(.+)` \|$", section, re.MULTILINE)[:6]
+    index = ValueIndex([("stores", "city", ["서울"]), ("customers", "city", ["서울"])])
+    made = text2sql_prompt(question, index.link(question))
+    assert made.text.splitlines() == prompt
+    assert made.fill(template) == sql
 
 
 def test_comments_give_the_names_that_the_page_says(tmp_path):

@@ -56,11 +56,11 @@ class TokenizerSettings(Settings):
 class ModelSettings(Settings):
     """``[model]``: a decoder of the Llama shape."""
 
-    hidden: Positive = 256
+    hidden: Positive = 128
     layers: Positive = 4
     heads: Positive = 4
     kv_heads: Positive = 2
-    ffn: Positive = 704
+    ffn: Positive = 384
     context: Positive = 512
 
     @model_validator(mode="after")
@@ -77,10 +77,10 @@ class TrainSettings(Settings):
     """``[train]``: the optimizer and its budget, counted in steps and never in seconds."""
 
     steps: Positive = 1000
-    tokens_per_step: Positive = 8192
+    tokens_per_step: Positive = 4096
     optimizer: Literal["muon", "adamw"] = "muon"
-    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
-    muon_learning_rate: Annotated[float, Field(gt=0)] = 0.02
+    learning_rate: Annotated[float, Field(gt=0)] = 8e-3
+    muon_learning_rate: Annotated[float, Field(gt=0)] = 0.01
     schedule: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
     ema: Fraction = 0.0
     grad_clip: Annotated[float, Field(ge=0)] = 1.0

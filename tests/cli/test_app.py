@@ -74,7 +74,7 @@ def test_ask_prints_sql_and_fails_when_the_query_does(tmp_path):
     before = database.read_bytes()
     question = "x'; DROP TABLE customers; --"
     done = hone("ask", tmp_path / "model", question, "--db", database, "--json")
-    assert done.returncode == 2
+    assert done.returncode == 1
     answer = json.loads(done.stdout)
     assert answer["question"] == question
     assert answer["error"]

@@ -1,11 +1,9 @@
 import time
 import unicodedata
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from hone.core.errors import DataError
 from hone.sql import Link, ValueIndex, open_database, read_schema
 
 SCRIPT = """
@@ -76,18 +74,6 @@ def test_every_column_in_the_order_of_the_schema(index: ValueIndex) -> None:
     places = [(link.start, link.end) for link in index.link("부산과  서울")]
     assert places == [(0, 2), (4, 6), (4, 6)]
     assert len(index.link("부산과 서울", limit=1)) == 1
-
-
-def test_saved_and_loaded(index: ValueIndex, tmp_path: Path) -> None:
-    path = tmp_path / "values.json"
-    index.save(path)
-    again = ValueIndex.load(path)
-    for question, _ in CASES:
-        assert again.link(question) == index.link(question)
-    for text in ("{}", '{"format": "hone value index 1", "columns": [3]}', "[]"):
-        path.write_text(text)
-        with pytest.raises(DataError, match="build it again"):
-            ValueIndex.load(path)
 
 
 def test_identifiers_views_numbers_and_long_text_are_left_out(index: ValueIndex) -> None:

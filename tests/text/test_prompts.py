@@ -27,8 +27,7 @@ def test_values_become_slots_and_say_where_they_stand():
     ]
     prompt = text2sql_prompt("서울에서 50,000원 넘게, 2024-03-15 전에 산 고객 5명", links)
     assert prompt.text == (
-        "{1}에서 {2}원 넘게, {3} 전에 산 고객 {4}명\n"
-        "{1} customers.city stores.city {3} date\nSQL:"
+        "{1}에서 {2}원 넘게, {3} 전에 산 고객 {4}명\n{1} customers.city stores.city {3} date\nSQL:"
     )
     sql = "SELECT a FROM c WHERE city = '서울' AND x > 50000 AND d < '2024-03-15' LIMIT 5"
     template = "SELECT a FROM c WHERE city = {1} AND x > {2} AND d < {3} LIMIT {4}"

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,6 +17,7 @@ from hone.cli.quantize import quantize
 from hone.cli.run import run
 from hone.core import progress
 from hone.core.errors import ConfigError, HoneError, RequestError
+from hone.core.files import explain_os_error
 
 app = typer.Typer(
     name="hone",
@@ -61,20 +63,28 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     errors = Console(stderr=True)
     progress.show(errors)
+    sys.exit(_run(errors))
+
+
+def _run(errors: Console) -> int:
     try:
         app(standalone_mode=True)
-    except HoneError as error:
+    except (HoneError, OSError) as error:
+        if isinstance(error, BrokenPipeError):
+            # The reader of our output went away (`| head`): there is nobody to tell.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
         if os.environ.get("HONE_DEBUG"):
             errors.print_exception()
+        if isinstance(error, OSError):
+            error = explain_os_error(error, Path(error.filename or "a file"), "use")
         errors.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(2 if isinstance(error, (ConfigError, RequestError)) else 1)
-    except KeyboardInterrupt:
-        errors.print("\nStopped. What was finished is kept: the same command goes on from there.")
-        sys.exit(130)
-    except BrokenPipeError:
-        # The reader of our output went away (`| head`): nothing is wrong, and nothing can be said.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        return 2 if isinstance(error, (ConfigError, RequestError)) else 1
+    except SystemExit as stop:
+        if stop.code == 130:  # Ctrl-C: the library that parses the options has caught it
+            errors.print("\nStopped. The same command goes on from what was finished.")
+        return stop.code if isinstance(stop.code, int) else 1
+    return 0
 
 
 def _escape(text: str) -> str:

@@ -26,7 +26,7 @@ def ask(
     from rich.console import Console
 
     import hone
-    from hone.core.errors import RequestError
+    from hone.core.errors import HoneError
     from hone.evals.tables import rows_table, sql_text
     from hone.recipes.assistant import Assistant
     from hone.recipes.run import run_database, run_glossary
@@ -49,6 +49,6 @@ def ask(
         console = Console()
         console.print(sql_text(answer.sql))
         if answer.result is not None:
-            console.print(rows_table(answer.result))
+            console.print(rows_table(answer.result, most_rows=rows))
     if answer.error is not None:
-        raise RequestError(answer.error)
+        raise HoneError(answer.error)

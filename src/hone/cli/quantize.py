@@ -26,10 +26,15 @@ def quantize(
     """
     from rich.console import Console
 
+    from hone.core.errors import ConfigError
     from hone.engine.lm import find_checkpoint
     from hone.quant import quantize_checkpoint
 
     source = find_checkpoint(model)
+    if out.is_dir() and any(out.iterdir()) and not (out / "config.json").is_file():
+        raise ConfigError(
+            f"{out} holds other files and no checkpoint; it would be replaced. Choose another -o."
+        )
     quantize_checkpoint(source, out)
     before, after = (
         sum(file.stat().st_size for file in folder.glob("*.safetensors"))

@@ -33,4 +33,5 @@ def print_run(run: Path, as_json: bool = False) -> None:
     )
     console.print("\n[bold]Next[/]")
     for command in next_commands(run, variants[0].records):
-        console.print(f"  {command}", highlight=False, markup=False)
+        console.print(f"  {command}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"The report is {run / 'report.html'}.", highlight=False, soft_wrap=True)

@@ -163,12 +163,3 @@ def sha256_file(path: str | Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sha256_tree(path: str | Path) -> str:
-    """One SHA-256 over a directory: every file's relative name and content, in sorted order."""
-    root = Path(path)
-    digest = hashlib.sha256()
-    for file in sorted(item for item in root.rglob("*") if item.is_file()):
-        digest.update(f"{file.relative_to(root).as_posix()}\0{sha256_file(file)}\n".encode())
-    return digest.hexdigest()

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hone.core.errors import RequestError
-from hone.sql import Database, Result, Schema, ValueIndex
+from hone.sql import Column, Database, Result, Schema, Table, ValueIndex
 from hone.text.prompts import MOST_SLOTS, Prompt, clean_question, text2sql_prompt
 
 if TYPE_CHECKING:
     from hone.engine import LM
 
 MAX_TOKENS = 200
+_QUOTES = "'\"‘“"
 
 
 class PromptBuilder:
@@ -23,11 +24,27 @@ class PromptBuilder:
     def __init__(self, database: Database, schema: Schema) -> None:
         """Index the text values of ``database``, so that a question's values can be found."""
         self.index = ValueIndex.build(database, schema)
+        self._own_words = _own_words(schema)
 
     def __call__(self, question: str) -> Prompt:
         """The prompt for ``question``, its values in slots."""
         question = clean_question(question)
-        return text2sql_prompt(question, self.index.link(question, limit=MOST_SLOTS))
+        links = [
+            link
+            for link in self.index.link(question, limit=MOST_SLOTS)
+            # A store may be called 매장 ("store") in some column; the word still means stores.
+            if question[link.start : link.end].casefold() not in self._own_words
+            or question[max(link.start - 1, 0)] in _QUOTES
+        ]
+        return text2sql_prompt(question, links)
+
+
+def _own_words(schema: Schema) -> frozenset[str]:
+    """Every name of a table or a column, as people may write it."""
+    named: list[Table | Column] = list(schema.tables)
+    named += [column for table in schema.tables for column in table.columns]
+    words = {word for item in named for word in (item.name, *item.labels.en, *item.labels.ko)}
+    return frozenset(word.casefold() for word in words)
 
 
 @dataclass(frozen=True, slots=True)

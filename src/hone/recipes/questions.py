@@ -16,6 +16,8 @@ from hone.sql import Database, Schema, canonical_sql, hardness
 from hone.sql.questions import Example, Split, generate
 
 GENERATED_SPLITS = ("unseen_queries", "unseen_phrasings")
+# A query's time is counted in SQLite's steps, so that a busy machine makes the same questions.
+STEPS, NO_CLOCK = 20_000_000, 600.0
 TRAIN, HELD_OUT = "train", "held_out"
 
 
@@ -57,10 +59,16 @@ def make_questions(
                     count=count,
                     split=cast(Split, split),
                     languages=data.languages,
-                    exclude_sql={question.sql for question in held_out},
+                    exclude_sql={
+                        q.sql for q in (held_out if split == TRAIN else [*train, *held_out])
+                    },
                 )
                 target = train if split == "train" else held_out
                 target += [_question(build, example, example.sql) for example in made]
+    # The values of a question are not in its prompt: two queries may differ in nothing else.
+    unseen = {question.prompt for question in held_out}
+    human = {question.prompt for question in train if not question.pattern}
+    train = [q for q in train if q.prompt not in unseen or q.prompt in human]
     if not train:
         raise DataError("There is nothing to train on: no examples, and [data] questions is 0.")
     return train, held_out
@@ -90,7 +98,7 @@ def _human(
     examples = read_examples(
         data.examples, split_key=data.examples_split or "split", where=data.examples_where
     )
-    chosen, kept = _split(data, seed, examples)
+    chosen, kept = _split(data, seed, examples, schema)
     canonical = {example.sql: canonical_sql(example.sql, schema) for example in examples}
 
     def question(example: QuestionSql, text: str, sql: str, split: str, gold: str) -> Question:
@@ -121,19 +129,23 @@ def _human(
 
 def _runs(database: Database, sql: str) -> bool:
     try:
-        return bool(database.execute(sql, row_cap=1).rows)
+        return bool(database.execute(sql, row_cap=1, timeout_s=NO_CLOCK, most_steps=STEPS).rows)
     except RequestError:
         return False
 
 
 def _split(
-    data: DataSettings, seed: int, examples: list[QuestionSql]
+    data: DataSettings, seed: int, examples: list[QuestionSql], schema: Schema
 ) -> tuple[list[QuestionSql], list[QuestionSql]]:
     """By the file's own field where one is named, else at random by query or by question."""
     if data.examples_split is not None:
         train = [example for example in examples if example.split == TRAIN]
         return train, [example for example in examples if example.split != TRAIN]
-    key = (lambda example: example.sql) if data.examples_unit == "query" else None
+
+    def key(example: QuestionSql) -> str:
+        by_query = data.examples_unit == "query"
+        return canonical_sql(example.sql, schema) if by_query else example.question.casefold()
+
     return split_groups(examples, data.examples_held_out, derive_seed(seed, "split"), key)
 
 

@@ -18,11 +18,11 @@ from typing import Any
 from hone.core.errors import CheckpointError
 from hone.core.files import read_json, sha256_file, write_json
 from hone.evals.summary import Variant
-from hone.recipes.runner import Progress, Stage, run_stages
-from hone.recipes.settings import Recipe
-from hone.recipes.stages import Work
+from hone.recipes.runner import RECIPE_FILE, Progress, Stage, run_stages
+from hone.recipes.settings import Recipe, TrainSettings
+from hone.recipes.stages import SAMPLE, SAMPLE_FILE, Work
+from hone.sql.sample import SAMPLE_GLOSSARY
 
-RECIPE_FILE = "recipe.json"
 _LIBRARIES = ("torch", "numpy", "tokenizers", "safetensors", "sqlglot")
 
 
@@ -40,7 +40,7 @@ def run_recipe(recipe: Recipe, out: Path, fresh: bool = False) -> Path:
         Stage("tokenizer", _dump(recipe.tokenizer), work.tokenizer),
         Stage(
             "train",
-            {"model": _dump(recipe.model), "train": _dump(recipe.train)},
+            {"model": _dump(recipe.model), "train": _without_habits(recipe.train)},
             work.train,
             in_place=True,
         ),
@@ -50,7 +50,7 @@ def run_recipe(recipe: Recipe, out: Path, fresh: bool = False) -> Path:
         stages.append(Stage("int8", _dump(recipe.quantize), work.quantize, in_place=True))
         stages.append(Stage("eval-int8", {}, work.evaluate_quantized))
     done = run_stages(stages, out, fresh=fresh, prepare=lambda: _save_recipe(recipe, out))
-    manifest = _manifest(recipe, inputs, done, out)
+    manifest = _manifest(recipe, inputs, done, work)
     write_json(out / "manifest.json", manifest)
     work.report(done, manifest)
     return out
@@ -60,14 +60,20 @@ def _dump(settings: Any) -> dict[str, Any]:
     return settings.model_dump(mode="json")
 
 
+def _without_habits(train: TrainSettings) -> dict[str, Any]:
+    """The settings without those that change no weight: changing them must cost no work."""
+    return train.model_dump(mode="json", exclude={"checkpoint_every"})
+
+
 def _save_recipe(recipe: Recipe, out: Path) -> None:
     write_json(out / RECIPE_FILE, _dump(recipe))
 
 
-def _manifest(recipe: Recipe, inputs: dict[str, Any], done: Progress, out: Path) -> dict[str, Any]:
+def _manifest(recipe: Recipe, inputs: dict[str, Any], done: Progress, work: Work) -> dict[str, Any]:
     """What went in, what came out and what it ran on."""
     import torch
 
+    out = work.out
     outputs = [
         out / folder / "model.safetensors"
         for folder in ("checkpoint", "int8")
@@ -85,8 +91,18 @@ def _manifest(recipe: Recipe, inputs: dict[str, Any], done: Progress, out: Path)
             "system": f"{platform.system()} {platform.machine()}",
             "python": platform.python_version(),
         },
+        "held_out_templates_seen": _templates_seen(work),
         "libraries": {name: metadata.version(name) for name in _LIBRARIES},
     }
+
+
+def _templates_seen(work: Work) -> dict[str, float]:
+    """The share of each held-out set whose query differs from a training query in values only."""
+    trained = {question.template for question in work.train_questions()}
+    seen: dict[str, list[bool]] = {}
+    for question in work.held_out():
+        seen.setdefault(question.split, []).append(question.template in trained)
+    return {split: round(sum(found) / len(found), 4) for split, found in seen.items()}
 
 
 def _processor() -> str:
@@ -106,15 +122,17 @@ def run_database(run: Path) -> Path:
         CheckpointError: ``run`` is no run, so nobody knows which database it is for.
     """
     database = _run_data(run)["database"]
-    return run / "database" / "shop.sqlite" if database == "sample" else Path(database)
+    return run / "database" / SAMPLE_FILE if database == SAMPLE else Path(database)
 
 
 def run_glossary(run: Path) -> Path | None:
     """The glossary that a run was made with, if any."""
     if not (run / RECIPE_FILE).is_file():
         return None
-    glossary = _run_data(run)["glossary"]
-    return None if glossary is None else Path(glossary)
+    data = _run_data(run)
+    if data["glossary"] is None:
+        return SAMPLE_GLOSSARY if data["database"] == SAMPLE else None
+    return Path(data["glossary"])
 
 
 def _run_data(run: Path) -> dict[str, Any]:

@@ -2,14 +2,16 @@
 
 A stage is done when its folder holds ``stage.json`` with the key that the stage would have now. The
 key covers the stage's settings, its input files' hashes and the keys of the stages before it, so a
-changed setting redoes that stage and those after it, and nothing else.
+changed setting redoes that stage and those after it.
 """
 
+import fcntl
 import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,12 @@ from hone.core.errors import DataError, HoneError
 from hone.core.files import atomic_dir, make_directory, read_json, remove_leftovers, write_json
 
 STAGE_FILE = "stage.json"
+RECIPE_FILE = "recipe.json"
+LOCK = ".lock"
+# Everything that a run writes, and so everything that starting over deletes.
+FOLDERS = ("database", "questions", "tokenizer", "train", "checkpoint", "eval", "int8", "eval-int8")
+FILES = ("metrics.jsonl", "results.json", "report.html", "manifest.json", RECIPE_FILE)
+WRITTEN = frozenset((*FOLDERS, *FILES))
 
 
 @dataclass(frozen=True)
@@ -77,22 +85,38 @@ def run_stages(
     Raises:
         HoneError: a stage failed; what was finished stays, and the same call goes on from there.
     """
-    if fresh and out.exists():
-        _refuse_foreign(out)
-        shutil.rmtree(out)
+    _refuse_foreign(out)
     make_directory(out)
-    remove_leftovers(out)
-    prepare()
-    done = Progress()
-    key = ""
-    for stage in stages:
-        key = stage_key(stage, key)
-        directory = out / stage.name
-        finished = _finished(directory)
-        if finished is None or finished["key"] != key:
-            finished = _run(stage, directory, key)
-        done.stages[stage.name] = finished
-    return done
+    with _alone(out):
+        if fresh:
+            for item in out.iterdir():
+                if item.name in WRITTEN:
+                    shutil.rmtree(item) if item.is_dir() else item.unlink()
+        remove_leftovers(out)
+        prepare()
+        done = Progress()
+        key = ""
+        for stage in stages:
+            key = stage_key(stage, key)
+            directory = out / stage.name
+            finished = _finished(directory)
+            if finished is None or finished["key"] != key:
+                finished = _run(stage, directory, key)
+            done.stages[stage.name] = finished
+        return done
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Hold the run's lock; the system gives it back even when the process is killed."""
+    with open(out / LOCK, "w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise HoneError(
+                f"Another hone is working in {out}. Wait for it, or choose another folder with -o."
+            ) from error
+        yield
 
 
 def _run(stage: Stage, directory: Path, key: str) -> dict[str, Any]:
@@ -118,9 +142,11 @@ def _run(stage: Stage, directory: Path, key: str) -> dict[str, Any]:
 
 
 def _refuse_foreign(out: Path) -> None:
-    """Never delete a folder that no run of ours has written."""
-    if out.is_dir() and any(out.iterdir()) and not (out / "recipe.json").is_file():
+    """Never write among files, or delete any, that no run of ours has written."""
+    if not out.is_dir() or (out / RECIPE_FILE).is_file():
+        return
+    if any(item.name != LOCK for item in out.iterdir()):
         raise HoneError(
-            f"{out} is not a run of hone (it has no recipe.json), so --fresh will not delete it. "
+            f"{out} is not empty and not a run of hone (it has no {RECIPE_FILE}). "
             "Choose another folder with -o."
         )

@@ -1,5 +1,6 @@
 """What each stage of a Text2SQL recipe does, in the order in which a run does it."""
 
+import shlex
 import shutil
 import time
 from collections.abc import Sequence
@@ -30,12 +31,11 @@ from hone.text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from hone.models import LlamaConfig
 
+SAMPLE = "sample"
 SAMPLE_FILE = "shop.sqlite"
 RECORDS = "records.jsonl"
 CHECKPOINT = "checkpoint"
 QUANTIZED = "int8"
-# A turn is a question by itself: a specialist answers questions, it does not converse.
-CHAT_TEMPLATE = "{{ bos_token }}{{ messages[-1]['content'] }}\nSQL:"
 GOALS = {"unseen_queries": 0.95, "unseen_phrasings": 0.85}
 
 
@@ -57,7 +57,7 @@ class Work:
         for name, file in files.items():
             if file is None:
                 continue
-            if name == "database" and file == "sample":
+            if name == "database" and file == SAMPLE:
                 found[name] = {"file": file}
                 continue
             try:
@@ -72,11 +72,11 @@ class Work:
     def database_path(self) -> Path:
         """The database that the recipe is about."""
         name = self.recipe.data.database
-        return self.out / "database" / SAMPLE_FILE if name == "sample" else Path(name)
+        return self.out / "database" / SAMPLE_FILE if name == SAMPLE else Path(name)
 
     def _schema(self) -> Schema:
         data = self.recipe.data
-        sample = SAMPLE_GLOSSARY if data.database == "sample" else None
+        sample = SAMPLE_GLOSSARY if data.database == SAMPLE else None
         return read_schema(self.database_path, data.glossary or sample)
 
     def _database(self) -> Database:
@@ -84,7 +84,7 @@ class Work:
 
     def database(self, folder: Path) -> None:
         """Make the sample database, or look at the one that was named."""
-        if self.recipe.data.database == "sample":
+        if self.recipe.data.database == SAMPLE:
             with progress("Sample database", 1, "databases") as bar:
                 write_sample_database(folder / SAMPLE_FILE)
                 bar.advance()
@@ -101,23 +101,25 @@ class Work:
         write_questions(folder / "train.jsonl", train)
         write_questions(folder / "held_out.jsonl", held_out)
 
-    def _train_questions(self) -> list[Question]:
+    def train_questions(self) -> list[Question]:
+        """What the model is trained on."""
         return read_questions(self.out / "questions" / "train.jsonl")
 
-    def _held_out(self) -> list[Question]:
+    def held_out(self) -> list[Question]:
+        """What it is scored on."""
         return read_questions(self.out / "questions" / "held_out.jsonl")
 
     def tokenizer(self, folder: Path) -> None:
         """Train a tokenizer on the training questions and queries."""
-        questions = self._train_questions()
+        questions = self.train_questions()
         with progress("Tokenizer", 1, "tokenizers") as bar:
             texts = (q.prompt + text2sql_completion(q.template) for q in questions)
-            tokenizer = Tokenizer.train(texts, self.recipe.tokenizer.vocab_size, CHAT_TEMPLATE)
+            tokenizer = Tokenizer.train(texts, self.recipe.tokenizer.vocab_size)
             tokenizer.save(folder)
             bar.advance()
 
     def _batches(self, tokenizer: Tokenizer) -> PackedBatches:
-        questions = self._train_questions()
+        questions = self.train_questions()
         prompts = tokenizer.encode_batch([q.prompt for q in questions])
         completions = tokenizer.encode_batch([text2sql_completion(q.template) for q in questions])
         bos, eos = tokenizer.bos_id, tokenizer.eos_id
@@ -141,13 +143,16 @@ class Work:
         from hone.models import LlamaForCausalLM, save_checkpoint
         from hone.train import TrainConfig, train
 
+        if not (folder / "checkpoints").exists():
+            # Until this training ends there is no model, and least of all an older one.
+            shutil.rmtree(self.out / CHECKPOINT, ignore_errors=True)
         tokenizer = Tokenizer.load(self.out / "tokenizer")
         batches = self._batches(tokenizer)
         model = LlamaForCausalLM(self._config(tokenizer))
         model.initialise(derive_seed(self.recipe.seed, "weights"))
         settings = self.recipe.train.model_dump(exclude={"tokens_per_step"})
         result = train(model, batches, TrainConfig(**settings, seed=self.recipe.seed), folder)
-        write_json(folder / "result.json", asdict(result))
+        write_json(folder / "result.json", asdict(result) | {"dropped": batches.dropped})
         save_checkpoint(self.out / CHECKPOINT, model, tokenizer)
 
     def _config(self, tokenizer: Tokenizer) -> "LlamaConfig":
@@ -189,23 +194,30 @@ class Work:
         import hone
         from hone.engine import SamplingParams
 
-        questions = self._held_out()
+        questions = self.held_out()
         schema = self._schema()
         with self._database() as database:
             lm = hone.load(checkpoint)
             build = PromptBuilder(database, schema)
             prompts = [build(question.question) for question in questions]
+            # A prompt that leaves no room for an answer has none, and counts as wrong.
+            room = lm.config.max_position_embeddings - 1
+            ids = lm.tokenizer.encode_batch([prompt.text for prompt in prompts], True)
+            fits = [len(prompt) < room for prompt in ids]
+            lm.row_counts()  # measured once, before the clock starts
             start = time.perf_counter()
             with progress(label, len(questions), "questions") as bar:
                 results = lm.generate(
-                    [prompt.text for prompt in prompts],
+                    [prompt for prompt, fit in zip(ids, fits, strict=True) if fit],
                     SamplingParams(max_tokens=self.recipe.eval.max_tokens),
                     finished=lambda *_: bar.advance(),
                 )
             seconds = time.perf_counter() - start
             scorer = Scorer([database], schema)
+            texts = iter(result.text for result in results)
             written = [
-                prompt.fill(result.text) for prompt, result in zip(prompts, results, strict=True)
+                prompt.fill(next(texts)) if fit else ""
+                for prompt, fit in zip(prompts, fits, strict=True)
             ]
             records = scorer.score_all(questions, written)
         write_records(folder / RECORDS, records)
@@ -243,7 +255,9 @@ class Work:
         out = self.out
         speed = read_json(out / "eval" / "speed.json")
         variants = self.variants()
-        seconds = {"train": done.stages["train"]["seconds"], "total": done.seconds}
+        trained = read_json(out / "train" / "result.json")
+        unfinished = trained["seconds"] - done.stages["train"]["seconds"]
+        seconds = {"train": trained["seconds"], "total": done.seconds + max(unfinished, 0.0)}
         figures = results(
             variants[0],
             variants[1] if len(variants) > 1 else None,
@@ -253,7 +267,7 @@ class Work:
         write_json(out / "results.json", figures)
         with atomic_path(out / "metrics.jsonl") as temporary:
             shutil.copyfile(out / "train" / "metrics.jsonl", temporary)
-        sample = next(iter(self._train_questions()))
+        sample = next(iter(self.train_questions()))
         write_report(
             out / "report.html",
             ReportInputs(
@@ -275,13 +289,12 @@ class Work:
 
 
 def next_commands(out: Path, records: Sequence[Scored]) -> tuple[str, ...]:
-    """What to type after a run: a question that it can answer in each language, and the report."""
+    """What to type after a run: a question in each language that it can answer."""
     asked: dict[str, str] = {}
     for record in records:
-        if record.ok and '"' not in record.question:
+        if record.ok:
             asked.setdefault(record.language, record.question)
-    questions = [f'hone ask {out} "{question}"' for question in asked.values()]
-    return (*questions, f"open {out / 'report.html'}")
+    return tuple(shlex.join(["hone", "ask", str(out), text]) for text in asked.values())
 
 
 def _overview(schema: Schema) -> dict[str, Any]:

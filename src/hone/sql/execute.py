@@ -83,18 +83,26 @@ class Database:
         self._connection.set_authorizer(self._authorize)
         self._clock = _Clock(self._connection)
 
-    def execute(self, sql: str, row_cap: int = 1000, timeout_s: float = 5.0) -> Result:
+    def execute(
+        self,
+        sql: str,
+        row_cap: int = 1000,
+        timeout_s: float = 5.0,
+        most_steps: int | None = None,
+    ) -> Result:
         """Run one SELECT and return at most ``row_cap`` rows.
+
+        ``most_steps`` limits SQLite's own instructions, which does not depend on the machine.
 
         Raises:
             RequestError: the query is empty, does more than read, fails, or is still running after
-                ``timeout_s`` seconds.
+                ``timeout_s`` seconds or ``most_steps`` steps.
         """
         _check_reads(sql)
         with self._lock:
             self._denied = ""
             try:
-                with self._clock.running(timeout_s):
+                with self._clock.running(timeout_s, most_steps):
                     return self._run(sql, row_cap)
             except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
                 raise self._explain(error) from error
@@ -157,7 +165,7 @@ class Database:
         reason = str(error)
         if self._clock.expired:
             return RequestError(
-                f"The query was stopped after {self._clock.limit:g} seconds; ask for fewer rows or "
+                f"The query was stopped after {self._clock.bound()}; ask for fewer rows or "
                 "raise the time limit."
             )
         if self._denied or "not authorized" in reason:
@@ -196,6 +204,8 @@ class _Clock:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.expired = False
         self.limit = 0.0
+        self._steps = 0
+        self._most_steps: int | None = None
         self._connection = connection
         self._start = 0.0
         self._deadline: float | None = None
@@ -207,8 +217,15 @@ class _Clock:
     def seconds(self) -> float:
         return time.monotonic() - self._start
 
+    def bound(self) -> str:
+        """The limit that was reached, in words."""
+        over = self._most_steps is not None and self._steps >= self._most_steps
+        return f"{self._most_steps:,} steps" if over else f"{self.limit:g} seconds"
+
     def _check(self) -> int:
-        if self.seconds() < self.limit:
+        self._steps += _STEPS_BETWEEN_CHECKS
+        over = self._most_steps is not None and self._steps >= self._most_steps
+        if self.seconds() < self.limit and not over:
             return 0
         self.expired = True
         return 1
@@ -218,8 +235,9 @@ class _Clock:
         self._connection.interrupt()
 
     @contextmanager
-    def running(self, limit: float) -> Iterator[None]:
-        """Limit the queries of the block to ``limit`` seconds."""
+    def running(self, limit: float, most_steps: int | None = None) -> Iterator[None]:
+        """Limit the query of the block to ``limit`` seconds and ``most_steps`` steps."""
+        self._steps, self._most_steps = 0, most_steps
         self.expired, self.limit, self._start = False, limit, time.monotonic()
         self._connection.set_progress_handler(self._check, _STEPS_BETWEEN_CHECKS)
         deadline = self._start + limit

@@ -1,18 +1,14 @@
 """Values of a database that a question mentions, found by looking them up in the question.
 
 "서울에 사는 고객" mentions ``customers.city = '서울'``. The model is then told how the database
-spells it and where it is, and copies instead of guessing.
+spells it and where it is.
 """
 
 import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-from hone.core.errors import DataError
-from hone.core.files import read_json, write_json
 from hone.sql.execute import Database
 from hone.sql.identifiers import quote_always
 from hone.sql.schema import Schema
@@ -20,7 +16,7 @@ from hone.sql.schema import Schema
 _LONGEST = 60
 # A column of a table of millions is read this far, in the order of its rows.
 _ROWS_READ = 200_000
-_SECONDS = 60.0
+_SECONDS = 600.0
 _IDENTIFIER = re.compile(r"[0-9a-f]{16,}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NUMBER = re.compile(r"[-+]?\d{0,3}(\.\d*)?")
 _WORD = re.compile(r"\w")
@@ -38,7 +34,6 @@ _STOP_WORD_LIST = (
     "것 수 등 및 그 이 저 중 때 더 안 못 예 아니오 없음 있음 기타 전체 모두"
 )
 _STOP_WORDS = frozenset(_STOP_WORD_LIST.split())
-_FORMAT = "hone value index 1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,30 +133,6 @@ class ValueIndex:
                 if len(key) == length and key in self._values and _ends(text, start + length):
                     spans.append((start, length, key))
         return spans
-
-    def save(self, path: str | Path) -> None:
-        """Write the index as JSON, whole or not at all."""
-        columns = [
-            {"table": table, "column": column, "values": values}
-            for table, column, values in self._columns
-        ]
-        write_json(path, {"format": _FORMAT, "columns": columns})
-
-    @classmethod
-    def load(cls, path: str | Path) -> "ValueIndex":
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            DataError: the file is missing or holds something else.
-        """
-        content: Any = read_json(path)
-        if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            raise DataError(f"{path} is no value index of this version; build it again.")
-        try:
-            columns = [(c["table"], c["column"], c["values"]) for c in content["columns"]]
-            return cls(columns)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path} is a damaged value index; build it again.") from error
 
 
 def _normalise(text: str) -> str:

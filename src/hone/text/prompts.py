@@ -18,6 +18,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Protocol
 
 MOST_SLOTS = 9
@@ -25,9 +26,14 @@ NUMBER = "number"
 _MOST_COLUMNS = 8
 _LITERAL = re.compile(
     r"(?P<date>(?<![\w-])\d{4}-\d\d-\d\d(?:[ T]\d\d:\d\d(?::\d\d)?)?(?!\d))"
-    r"|(?P<number>(?<![\w.,-])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\d월]|\d월))"
+    r"|(?P<number>(?<![A-Za-z0-9_.,])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\d월]|\d월)"
+    r"(?:(?P<unit>천만|백만|십만|만|천|억)(?![가-힣])|(?P<unit_of>천만|백만|십만|만|천|억)"
+    r"(?=[원명개점건대권장회이을를은는보에와과로부]))?)"
     r"|(?P<text>(?<!\w)'[^']{1,80}'(?![A-Za-z])|\"[^\"]{1,80}\"|“[^”]{1,80}”|‘[^’]{1,80}’)"
 )
+_UNITS = {"천": 10**3, "만": 10**4, "십만": 10**5, "백만": 10**6, "천만": 10**7, "억": 10**8}
+_PLAIN_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+_YEAR_DIGITS = 4
 _SLOT = re.compile(r"\{(\d)\}")
 # The pieces of SQL in which a value may stand: a string, a number, or a slot of a template.
 _SQL_VALUE = re.compile(r"'(?:[^']|'')*'|(?<![\w.])-?\d+(?:\.\d+)?(?!\w)|\{\d\}|\"[^\"]*\"|\w+")
@@ -80,10 +86,14 @@ class Prompt:
                     value = slot.value.replace("'", "''")
                     if inner == value and slot.kind != NUMBER:
                         return f"{{{number}}}"
-                    inner = re.sub(
-                        rf"(?<![\w{{]){re.escape(value)}(?![\w}}])", f"{{{number}}}", inner
-                    )
+                    # Of numbers, only a year is a part of a string: '2024-07'.
+                    if slot.kind != NUMBER or inner == value or len(value) == _YEAR_DIGITS:
+                        inner = re.sub(
+                            rf"(?<![\w{{]){re.escape(value)}(?![\w}}])", f"{{{number}}}", inner
+                        )
                 return f"'{inner}'"
+            if piece == "1" and sql[: match.start()].endswith("LIMIT "):
+                return piece  # "the most", not the question's number
             for number, slot in order:
                 if piece == slot.value and slot.kind == NUMBER:
                     return f"{{{number}}}"
@@ -133,7 +143,15 @@ def text2sql_prompt(question: str, links: Sequence[ValueLink] = ()) -> Prompt:
     """
     spans: dict[tuple[int, int], Slot] = {}
     columns: dict[tuple[int, int], list[str]] = {}
+    quoted = [m.span() for m in _LITERAL.finditer(question) if m.lastgroup == "text"]
     for link in links:
+        if _PLAIN_NUMBER.fullmatch(link.value) or any(
+            start + 1 <= link.start
+            and link.end <= end - 1
+            and link.end - link.start < end - start - 2
+            for start, end in quoted
+        ):
+            continue  # a number is a number wherever it stands; a quoted text is meant whole
         columns.setdefault((link.start, link.end), []).append(f"{link.table}.{link.column}")
         spans.setdefault((link.start, link.end), Slot(link.value, ""))
     for span, names in columns.items():
@@ -146,8 +164,8 @@ def text2sql_prompt(question: str, links: Sequence[ValueLink] = ()) -> Prompt:
             start, end, text = start + 1, end - 1, text[1:-1]
         if any(start < other_end and other_start < end for other_start, other_end in spans):
             continue
-        kind = match.lastgroup or ""
-        spans[start, end] = Slot(text.replace(",", "") if kind == NUMBER else text, kind)
+        kind = NUMBER if match["number"] else match.lastgroup or ""
+        spans[start, end] = Slot(_number(match) if kind == NUMBER else text, kind)
 
     numbers: dict[Slot, int] = {}
     pieces, place = [], 0
@@ -165,6 +183,16 @@ def text2sql_prompt(question: str, links: Sequence[ValueLink] = ()) -> Prompt:
         lines.append(" ".join(told))
     lines.append("SQL:")
     return Prompt("\n".join(lines), tuple(numbers))
+
+
+def _number(match: re.Match[str]) -> str:
+    """The number of a match in digits: 50,000 and 5만 are 50000."""
+    unit = match["unit"] or match["unit_of"]
+    digits = match["number"].removesuffix(unit or "").replace(",", "")
+    if unit is None:
+        return digits
+    value = Decimal(digits) * _UNITS[unit]
+    return str(int(value)) if value == int(value) else str(value)
 
 
 def text2sql_completion(template: str) -> str:

@@ -25,13 +25,13 @@ demo: $(VENV)/.installed            ## the main job on built-in data, start to f
 	$(BIN)/hone demo
 
 test: $(VENV)/.installed-dev        ## every test that this machine can run
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
 test-smoke: $(VENV)/.installed-dev  ## the quick pass, under 20 seconds
-	$(BIN)/python -m pytest -m smoke
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m smoke -n auto --dist loadfile
 
 test-slow: $(VENV)/.installed-dev   ## the long ones too
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(VENV)/.installed-dev       ## formatting, lint, types and the rooms' borders
 	$(BIN)/ruff format --check .

@@ -3,7 +3,7 @@ import shutil
 import sqlite3
 
 import pytest
-from tiny import write_recipe
+from tiny_recipe import write_recipe
 
 import hone
 from hone.core.errors import CheckpointError, DataError

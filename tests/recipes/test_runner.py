@@ -3,9 +3,17 @@ import json
 import pytest
 
 from hone.core.errors import HoneError
-from hone.recipes.runner import STAGE_FILE, Stage, run_stages
+from hone.recipes import runner
+from hone.recipes.runner import RECIPE_FILE, STAGE_FILE, Stage
 
 pytestmark = pytest.mark.smoke
+
+
+def run_stages(stages, out, fresh=False):
+    """As a run does it: the recipe is written first."""
+    return runner.run_stages(
+        stages, out, fresh, prepare=lambda: (out / RECIPE_FILE).write_text("{}")
+    )
 
 
 class Recorder:
@@ -31,7 +39,7 @@ def test_only_what_changed_and_what_follows_is_done_again(tmp_path):
     again = run_stages([recorder.stage(name) for name in "abc"], tmp_path)
     assert recorder.done == ["a", "b", "c"]
     assert again.stages == first.stages
-    run_stages([recorder.stage(name, value=name == "b") for name in "abc"], tmp_path)
+    run_stages([recorder.stage(name, value=int(name == "b")) for name in "abc"], tmp_path)
     assert recorder.done == ["a", "b", "c", "b", "c"]
 
 
@@ -65,12 +73,28 @@ def test_a_damaged_marker_means_not_done(tmp_path):
     assert json.loads((tmp_path / "a" / STAGE_FILE).read_text())["key"]
 
 
-def test_fresh_deletes_a_run_and_nothing_else(tmp_path):
-    recorder = Recorder()
-    (tmp_path / "thesis.txt").write_text("years of work")
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_folder_of_other_files_is_left_alone(tmp_path, fresh):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "thesis.txt").write_text("years of work")
     with pytest.raises(HoneError, match="not a run of hone"):
-        run_stages([recorder.stage("a")], tmp_path, fresh=True)
+        run_stages([Recorder().stage("train")], tmp_path, fresh)
+    assert [item.name for item in tmp_path.rglob("*")] == ["train", "thesis.txt"]
+
+
+def test_fresh_deletes_what_a_run_writes_and_nothing_else(tmp_path):
+    recorder = Recorder()
+    run_stages([recorder.stage("train"), recorder.stage("eval")], tmp_path)
+    (tmp_path / "thesis.txt").write_text("years of work")
+    run_stages([recorder.stage("train")], tmp_path, fresh=True)
+    assert recorder.done == ["train", "eval", "train"]
     assert (tmp_path / "thesis.txt").exists()
-    (tmp_path / "recipe.json").write_text("{}")
-    run_stages([recorder.stage("a")], tmp_path, fresh=True)
-    assert not (tmp_path / "thesis.txt").exists()
+    assert not (tmp_path / "eval").exists()
+
+
+def test_two_at_once_do_not_meet(tmp_path):
+    def work(folder):
+        with pytest.raises(HoneError, match="Another hone is working in"):
+            run_stages([Recorder().stage("a")], tmp_path)
+
+    run_stages([Stage("a", {}, work)], tmp_path)

@@ -48,7 +48,7 @@ def test_values_become_slots_and_say_where_they_stand():
         ("상위5개, 3만원, 1.5억 명", "x IN (5, 30000, 150000000)", "x IN ({1}, {2}, {3})"),
         ("10-20", "BETWEEN 10 AND 20", "BETWEEN {1} AND {2}"),
         ("the 1 best of 1", "a = 1 LIMIT 1", "a = {1} LIMIT 1"),
-        ("top 10 in 2024-10", "d > '2024-10-01' LIMIT 10", "d > '{2}-{1}-01' LIMIT {1}"),
+        ("top 10 in 2024-10", "d > '2024-10-01' LIMIT 10", "d > '{2}-01' LIMIT {1}"),
         ("top 10", "LIMIT 10", "LIMIT {1}"),
         ("2024년 7월과 12월", "x IN ('2024-07', '2024-12')", "x IN ('{1}-07', '{1}-12')"),
         ("table t2024 of 2024", "SELECT t2024.x FROM t2024", "SELECT t2024.x FROM t2024"),

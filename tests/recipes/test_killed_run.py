@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from tiny import write_recipe
+from tiny_recipe import write_recipe
 
 from hone.core.files import sha256_file
 from hone.core.seeds import rng

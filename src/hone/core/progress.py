@@ -92,7 +92,8 @@ def progress(label: str, total: int, unit: str = "steps", done: int = 0) -> Iter
         bar = _Lines(_console, label, total - done, unit)
         yield bar
     seconds = time.monotonic() - start
-    _console.print(f"[green]✓[/] {label} · {total:,} {unit} in {seconds:.1f} s", highlight=False)
+    count = "" if total == 1 else f" · {total:,} {unit}"
+    _console.print(f"[green]✓[/] {label}{count} in {seconds:.1f} s", highlight=False)
 
 
 def track(

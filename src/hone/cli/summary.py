@@ -22,10 +22,11 @@ def print_run(run: Path, as_json: bool = False) -> None:
     console = Console()
     variants = run_variants(run)
     console.print()
-    console.print(sample_answers(variants[0].records))
-    console.print(accuracy_table(variants[0].records))
-    if len(variants) > 1:
-        console.print(compression_table(variants))
+    if variants[0].records:
+        console.print(sample_answers(variants[0].records))
+        console.print(accuracy_table(variants[0].records))
+        if len(variants) > 1:
+            console.print(compression_table(variants))
     seconds = read_json(results)["seconds"]
     console.print(
         f"Training took {duration(seconds['train'])}, the whole run {duration(seconds['total'])}.",

@@ -93,7 +93,7 @@ def write_checkpoint(
         directory / "generation_config.json",
         token_ids | (generation or {}) | transformers_version,
     )
-    save_file(_named_tensors(model), directory / WEIGHTS, metadata={"format": "pt"})
+    save_weights(_named_tensors(model), directory / WEIGHTS)
     if tokenizer is not None:
         check_vocabulary(model.config, tokenizer.vocab_size, directory)
         tokenizer.save(directory)
@@ -110,6 +110,12 @@ def check_vocabulary(config: LlamaConfig, vocab_size: int, where: str | Path) ->
             f"{where}: the tokenizer has {vocab_size} tokens and the model embeddings for "
             f"{config.vocab_size}; use the tokenizer that the model was trained with."
         )
+
+
+def save_weights(tensors: dict[str, Tensor], file: Path) -> None:
+    """Write ``tensors`` as transformers does, readable by whoever may read the directory."""
+    save_file(tensors, file, metadata={"format": "pt"})
+    file.chmod(0o644)  # the library makes it private
 
 
 def _named_tensors(model: LlamaForCausalLM) -> dict[str, Tensor]:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hone.core.errors import CheckpointError
 from hone.core.files import atomic_dir, read_json, write_json
 from hone.models import LlamaForCausalLM, load_config, load_model
+from hone.models.checkpoint import save_weights
 from hone.quant.int8 import Int8Linear, quantize_rows
 
 QUANT_METHOD = "compressed-tensors"
@@ -96,7 +96,7 @@ def quantize_checkpoint(source: str | Path, target: str | Path) -> None:
             if file.is_file() and not any(file.match(pattern) for pattern in _WEIGHT_FILES):
                 shutil.copyfile(file, temporary / file.name)
         write_json(temporary / "config.json", config)
-        save_file(tensors, temporary / _WEIGHTS, metadata={"format": "pt"})
+        save_weights(tensors, temporary / _WEIGHTS)
 
 
 def _int8_tensors(model: LlamaForCausalLM) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ demo: $(VENV)/.installed            ## the main job on built-in data, start to f
 test: $(VENV)/.installed-dev        ## every test that this machine can run
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
-test-smoke: $(VENV)/.installed-dev  ## the quick pass, under 20 seconds
+test-smoke: $(VENV)/.installed-dev  ## the quick pass, under half a minute
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m smoke -n auto --dist loadfile
 
 test-slow: $(VENV)/.installed-dev   ## the long ones too

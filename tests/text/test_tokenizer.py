@@ -1,11 +1,11 @@
 import unicodedata
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from hone.core.errors import CheckpointError, DataError
-from hone.text.tokenizer import Tokenizer
+from hone.text.tokenizer import BOS, EOS, PAD, Tokenizer
 
 pytestmark = pytest.mark.smoke
 
@@ -20,6 +20,8 @@ TOKENIZER = Tokenizer.train(TEXTS, 320)
 @settings(max_examples=200, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
 def test_any_text_comes_back_in_nfc(text):
+    # A special token's own spelling is read as that token, here as in transformers.
+    assume(not any(token in text for token in (PAD, BOS, EOS)))
     assert TOKENIZER.decode(TOKENIZER.encode(text)) == unicodedata.normalize("NFC", text)
 
 

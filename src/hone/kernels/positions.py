@@ -1,0 +1,78 @@
+"""What attention or an embedding is told of positions, other than by rotation.
+
+Shapes: N tokens, T query positions, S key positions, H query heads.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def alibi_slopes(heads: int, device: torch.device | str | None = None) -> Tensor:
+    """The slope of every head's distance penalty, float32 ``[H]`` (Press et al. 2022, section 3).
+
+    A power of two of n heads has the geometric sequence 2^(-8/n), 2^(-16/n), ..., 2^-8. Any other
+    number takes the sequence of the power of two below, then every second term of the sequence of
+    the power of two above.
+
+    A key at distance d before the query gets ``-slope * d`` added to its score.
+    """
+    below = 1 << (heads.bit_length() - 1)
+    slopes = _geometric(below, torch.arange(1, below + 1, device=device))
+    if below == heads:
+        return slopes
+    odd = torch.arange(1, 2 * (heads - below), 2, device=device)
+    return torch.cat((slopes, _geometric(2 * below, odd)))
+
+
+def _geometric(heads: int, powers: Tensor) -> Tensor:
+    # Powers of the rounded ratio, as checkpoints were trained with: 2^(-8k/n) differs in last bits.
+    ratio = torch.full((), 2 ** (-8 / heads), dtype=torch.float32, device=powers.device)
+    return ratio**powers
+
+
+def relative_buckets(
+    relative_TS: Tensor, count: int, max_distance: int, bidirectional: bool
+) -> Tensor:
+    """The bucket of every distance, int64 ``[T, S]`` (Raffel et al. 2020, section 2.1).
+
+    Half of the buckets of a direction hold one distance each; the others grow by a constant ratio
+    up to ``max_distance``, and the last holds all that is farther.
+
+    Args:
+        relative_TS: int64 of any shape, the key's position minus the query's.
+        count: buckets in all, 4 or more; the two directions share them evenly.
+        max_distance: the distance from which all share a bucket; above ``count / 2``.
+        bidirectional: False when no key comes after its query; those that do get bucket 0.
+    """
+    buckets = count // 2 if bidirectional else count
+    exact = buckets // 2
+    # One row of logarithms, looked up: the rounding at a boundary is the same for every shape.
+    distances = torch.arange(max_distance + 1, device=relative_TS.device)
+    growth = (distances.float() / exact).log() / math.log(max_distance / exact)
+    # Distance 0 has the logarithm of minus infinity; its bucket is exact and not read from here.
+    far = exact + (growth.clamp_min(0) * (buckets - exact)).long()
+    row = torch.where(distances < exact, distances, far.clamp_max(buckets - 1))
+    if not bidirectional:
+        return row[(-relative_TS).clamp(0, max_distance)]
+    after = (relative_TS > 0).long() * buckets
+    return after + row[relative_TS.abs().clamp_max(max_distance)]
+
+
+def sinusoids(positions_N: Tensor, size: int, interleaved: bool = False) -> Tensor:
+    """Sines and cosines of each position, float32 ``[N, size]`` (Vaswani et al. 2017, section 3.5).
+
+    Args:
+        positions_N: integer positions.
+        size: the embedding's; an odd one has one sine more than cosines.
+        interleaved: sine and cosine of a frequency side by side, as the paper numbers them;
+            otherwise all sines and then all cosines, as Hugging Face's tables lie.
+    """
+    # In float64: the sine of a large float32 angle has lost the digits that tell neighbours apart.
+    pairs = torch.arange(0, size, 2, dtype=torch.float64, device=positions_N.device)
+    angles = positions_N.double()[:, None] / 10000 ** (pairs / size)
+    sines, cosines = angles.sin().float(), angles.cos().float()
+    if interleaved:
+        return torch.stack((sines, cosines), dim=-1).flatten(1)[:, :size]
+    return torch.cat((sines, cosines), dim=1)[:, :size]

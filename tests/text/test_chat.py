@@ -133,7 +133,9 @@ def test_a_template_cannot_reach_python_or_change_the_messages(source):
         ([{"content": "a"}], "Message 1"),
         ([{"role": "user", "content": "a"}, {"role": "user"}], r"Message 2 \(user\) has no"),
         ([{"role": "user", "content": object()}], "only JSON values"),
-        ([{"role": "user", "content": None}], "field missing"),
+        ([{"role": "user", "content": None}], r"Message 1 \(user\) has no"),
+        ([{"role": "user", "content": ["a"]}], "field missing"),
+        ([], "at least one message"),
     ],
 )
 def test_a_malformed_message_is_refused(messages, said):

@@ -7,6 +7,7 @@ comes with a checkpoint and is not trusted.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 import jinja2
@@ -14,31 +15,16 @@ from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 
 from hone.core.errors import CheckpointError, RequestError
+from hone.text.special_tokens import named
 
-_SPECIAL_TOKENS = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-)
 # Spellings under which a message's reasoning is passed; templates read the first or the second.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-
-
-class _Generation(Extension):
-    """``{% generation %}…{% endgeneration %}`` marks the assistant's part; its text is kept."""
-
-    tags = {"generation"}  # noqa: RUF012 - the type that Jinja declares
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.Scope(body).set_lineno(line)
+# What one rendering may use: steps of all its ranges together, length of one product.
+_MOST_STEPS = 10_000_000
+_MOST_PRODUCED = 100_000_000
 
 
 class ChatTemplate:
@@ -54,12 +40,14 @@ class ChatTemplate:
             CheckpointError: the template is not valid Jinja; names the line.
         """
         try:
-            self._template = _environment().from_string(source)
+            self._template = _compile(source)
         except jinja2.TemplateSyntaxError as error:
             raise CheckpointError(
                 f"The chat template cannot be read, line {error.lineno}: {error.message}."
             ) from error
-        self._tokens = _special_tokens(tokenizer_config or {})
+        except RecursionError as error:
+            raise CheckpointError("The chat template is nested too deeply to be read.") from error
+        self._tokens = named(tokenizer_config or {})
 
     def render(
         self,
@@ -70,7 +58,7 @@ class ChatTemplate:
         documents: Sequence[Mapping[str, Any]] | None = None,
         **variables: Any,
     ) -> str:
-        """The conversation as text, special tokens included.
+        """The conversation as text, special tokens included: encode it without adding any.
 
         Args:
             messages: ``{"role": ..., "content": ...}``, oldest first.
@@ -81,17 +69,26 @@ class ChatTemplate:
         Raises:
             RequestError: a malformed message, or the template refuses the conversation.
         """
+        if not messages:
+            raise RequestError("The conversation is empty; give at least one message.")
         given = self._tokens | variables
         try:
             return self._template.render(
-                **{key: _plain(value) for key, value in given.items()},
-                messages=[_message(number, item) for number, item in enumerate(messages, 1)],
-                tools=None if tools is None else _plain(list(tools)),
-                documents=None if documents is None else _plain(list(documents)),
-                add_generation_prompt=add_generation_prompt,
+                {key: _plain(value) for key, value in given.items()}
+                | {
+                    "messages": [_message(number, item) for number, item in enumerate(messages, 1)],
+                    "tools": None if tools is None else _plain(list(tools)),
+                    "documents": None if documents is None else _plain(list(documents)),
+                    "add_generation_prompt": add_generation_prompt,
+                    "range": _Range(),
+                }
             )
         except jinja2.TemplateError as error:
             raise RequestError(f"The chat template refused the messages: {error}.") from error
+        except (MemoryError, RecursionError) as error:
+            raise RequestError(
+                "The chat template ran out of memory or calls itself without end."
+            ) from error
         except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
             # Python's own errors inside a template, e.g. adding a text to None.
             raise RequestError(
@@ -99,14 +96,93 @@ class ChatTemplate:
             ) from error
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
+class _Generation(Extension):
+    """``{% generation %}…{% endgeneration %}`` marks the assistant's part; its text is kept."""
+
+    tags = {"generation"}  # noqa: RUF012 - the type that Jinja declares
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body).set_lineno(line)
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Refuses products that fill the memory, or take for ever: ``"x" * 10**12`` needs no loop."""
+
+    intercepted_binops = frozenset(["*", "**"])
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if _size(operator, left, right) > _MOST_PRODUCED:
+            raise jinja2.TemplateError(f"a result of {operator} is too large")
+        return super().call_binop(context, operator, left, right)
+
+
+def _size(operator: str, left: Any, right: Any) -> int:
+    """About how long ``left operator right`` will be: items of a sequence, bits of a number."""
+    if isinstance(left, int) and isinstance(right, int):
+        bits = left.bit_length()
+        return bits * abs(right) if operator == "**" else bits + right.bit_length()
+    for sequence, times in ((left, right), (right, left)):
+        if isinstance(sequence, str | list | tuple) and isinstance(times, int):
+            return len(sequence) * times
+    return 0
+
+
+class _Range:
+    """``range`` of one rendering, whose loops within loops share one allowance."""
+
+    def __init__(self) -> None:
+        self._left = _MOST_STEPS
+
+    def __call__(self, *args: int) -> range:
+        steps = range(*args)
+        self._left -= len(steps)
+        if self._left < 0:
+            raise OverflowError(f"its ranges have more than {_MOST_STEPS} steps")
+        return steps
+
+
+class _Dict:
+    # The type itself would open a way to its methods and bases.
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args)
+
+
+class _Namespace(Namespace):
+    """Holds no name of Python's own: none can be set, so none can be read back."""
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_name(name)
+        super().__setitem__(name, value)
+
+
+def _namespace(*args: Any, **kwargs: Any) -> _Namespace:
+    given = dict(*args, **kwargs)
+    for name in given:
+        _check_name(name)
+    return _Namespace(given)
+
+
+def _check_name(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a namespace may not hold {name!r}")
+
+
+@lru_cache(maxsize=16)
+def _compile(source: str) -> jinja2.Template:
+    environment = _Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = _now
-    return environment
+    environment.globals["dict"] = _Dict()
+    environment.globals["namespace"] = _namespace
+    return environment.from_string(source)
 
 
 def _refuse(message: str) -> None:
@@ -134,26 +210,16 @@ def _to_json(
     )
 
 
-def _special_tokens(config: Mapping[str, Any]) -> dict[str, Any]:
-    def content(token: Any) -> Any:
-        return token.get("content") if isinstance(token, Mapping) else token
-
-    found = {name: content(config.get(name)) for name in _SPECIAL_TOKENS}
-    extra = config.get("extra_special_tokens")
-    if isinstance(extra, Mapping):
-        found |= {name: content(token) for name, token in extra.items()}
-    return {name: token for name, token in found.items() if isinstance(token, str)}
-
-
 def _message(number: int, message: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise RequestError(
             f'Message {number} is {message!r}; write {{"role": "user", "content": "..."}}.'
         )
-    if "content" not in message and "tool_calls" not in message:
-        raise RequestError(f'Message {number} ({message["role"]}) has no "content".')
-    plain = _plain(message)
-    reasoning = next((plain[name] for name in _REASONING if plain.get(name) is not None), None)
+    # A client's "content": null (beside tool calls) is a field that is not there.
+    plain = {key: value for key, value in _plain(message).items() if value is not None}
+    if "content" not in plain and "tool_calls" not in plain:
+        raise RequestError(f'Message {number} ({plain["role"]}) has no "content".')
+    reasoning = next((plain[name] for name in _REASONING if name in plain), None)
     if reasoning is not None:
         plain = {"thinking": reasoning, **plain, "reasoning_content": reasoning}
     return plain
@@ -169,6 +235,8 @@ def _plain(value: Any) -> Any:
             return rebuild(value)
     if isinstance(value, Mapping):
         return {_plain(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, list):
         return [_plain(item) for item in value]
+    if isinstance(value, tuple):
+        return tuple(_plain(item) for item in value)
     raise RequestError(f"A chat message holds a {type(value).__name__}; only JSON values may be.")

@@ -22,7 +22,7 @@ from machine import Machine, measure
 
 import hone
 from hone.kernels import preferred_dtype
-from hone.models import LlamaConfig, LlamaForCausalLM, save_checkpoint
+from hone.models import ModelConfig, CausalLM, save_checkpoint
 from hone.quant import quantize_checkpoint
 from hone.text.tokenizer import Tokenizer
 
@@ -59,11 +59,11 @@ class Contender:
         return batch * new_tokens / seconds
 
 
-def shape(quick: bool) -> LlamaConfig:
+def shape(quick: bool) -> ModelConfig:
     """The model: 221M weights, or 32M."""
     sizes = (512, 1408, 8, 8, 4, 16_384) if quick else (1024, 2816, 16, 16, 8, VOCABULARY)
     hidden, inner, layers, heads, kv_heads, vocabulary = sizes
-    return LlamaConfig(
+    return ModelConfig(
         vocab_size=vocabulary,
         hidden_size=hidden,
         intermediate_size=inner,
@@ -72,7 +72,7 @@ def shape(quick: bool) -> LlamaConfig:
         num_key_value_heads=kv_heads,
         head_dim=64,
         max_position_embeddings=4096,
-        rms_norm_eps=1e-5,
+        norm_eps=1e-5,
         tie_word_embeddings=True,
         bos_token_id=1,
         eos_token_id=2,
@@ -81,7 +81,7 @@ def shape(quick: bool) -> LlamaConfig:
 
 def write_models(folder: Path, quick: bool) -> tuple[Path, Path]:
     """A bf16 checkpoint and its int8 form."""
-    model = LlamaForCausalLM(shape(quick), torch.bfloat16)
+    model = CausalLM(shape(quick), torch.bfloat16)
     model.initialise(seed=0)
     save_checkpoint(folder / "bf16", model, Tokenizer.train(["benchmark"], 300))
     quantize_checkpoint(folder / "bf16", folder / "int8")

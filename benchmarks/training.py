@@ -26,7 +26,7 @@ import torch
 from machine import Machine, measure
 
 from hone.kernels import keep_freed_memory, preferred_dtype
-from hone.models import LlamaConfig, LlamaForCausalLM, load_model, save_checkpoint
+from hone.models import ModelConfig, CausalLM, load_model, save_checkpoint
 from hone.train import TrainConfig
 from hone.train.loop import TensorBatch
 from hone.train.optimizers import Optimizer
@@ -168,7 +168,7 @@ def race(names: list[str], job: Job, repeats: int, flops: float, machine: Machin
     return outcomes
 
 
-def flops_of(config: LlamaConfig, job: Job) -> float:
+def flops_of(config: ModelConfig, job: Job) -> float:
     """The arithmetic that one step needs: for each weight and token 2 forward and 4 backward, and
     the causal half of attention. Tokens without a label need nothing after the last attention."""
     size, width = config.hidden_size, config.num_attention_heads * config.head_dim
@@ -181,9 +181,9 @@ def flops_of(config: LlamaConfig, job: Job) -> float:
     return 6.0 * (weights + layers * width * sum(length**2 for length in job.lengths))
 
 
-def save_random(config: LlamaConfig, folder: Path) -> None:
+def save_random(config: ModelConfig, folder: Path) -> None:
     """A checkpoint of ``config`` with random weights."""
-    model = LlamaForCausalLM(config, dtype=torch.float32)
+    model = CausalLM(config, dtype=torch.float32)
     model.initialise(seed=0)
     save_checkpoint(folder, model)
 
@@ -204,7 +204,7 @@ def print_table(outcomes: list[Outcome]) -> None:
 
 def compare(options: argparse.Namespace, machine: Machine, folder: Path) -> None:
     """The 17M shape against transformers."""
-    config = LlamaConfig(
+    config = ModelConfig(
         vocab_size=8192,
         hidden_size=384,
         intermediate_size=1024,
@@ -243,7 +243,7 @@ def sizes(options: argparse.Namespace, machine: Machine, folder: Path) -> None:
     print(f"{len(lengths)} sequences of 30 to 120 tokens, {sum(lengths):,} tokens per step\n")
     for width in (192, 256, 320):
         for layers in (4, 6):
-            config = LlamaConfig(
+            config = ModelConfig(
                 vocab_size=4096,
                 hidden_size=width,
                 intermediate_size=(8 * width // 3 + 63) // 64 * 64,

@@ -18,7 +18,7 @@ import torch
 from tokenizers import decoders, models, normalizers, processors
 
 from hone.core.errors import CheckpointError, HoneError
-from hone.models import LlamaConfig, LlamaForCausalLM, save_checkpoint
+from hone.models import ModelConfig, CausalLM, save_checkpoint
 from hone.text.tokenizer import Tokenizer
 
 _MAGIC = 0x616B3432  # "ak42": the newer, versioned formats begin with it
@@ -34,7 +34,7 @@ def read_bytes(path: Path) -> bytes:
         raise CheckpointError(f"Cannot read {path}: {error.strerror}.") from error
 
 
-def read_config(path: Path, data: bytes) -> LlamaConfig:
+def read_config(path: Path, data: bytes) -> ModelConfig:
     """The sizes in the first 28 bytes."""
     if len(data) < 28:
         raise CheckpointError(f"{path} has {len(data)} bytes; a llama2.c model begins with 28.")
@@ -48,7 +48,7 @@ def read_config(path: Path, data: bytes) -> LlamaConfig:
     if min(sizes) < 1 or max(sizes) > 1 << 24:
         raise CheckpointError(f"{path} is no llama2.c model: its first seven numbers are {sizes}.")
     try:
-        return LlamaConfig(
+        return ModelConfig(
             vocab_size=abs(vocab),
             hidden_size=dim,
             intermediate_size=hidden,
@@ -56,7 +56,7 @@ def read_config(path: Path, data: bytes) -> LlamaConfig:
             num_attention_heads=heads,
             num_key_value_heads=kv_heads,
             max_position_embeddings=length,
-            rms_norm_eps=1e-5,
+            norm_eps=1e-5,
             # A negative vocabulary size marks an output layer of its own.
             tie_word_embeddings=vocab > 0,
             bos_token_id=1,
@@ -73,7 +73,7 @@ def half_split(weight: torch.Tensor, heads: int) -> torch.Tensor:
     return pairs.transpose(1, 2).reshape(rows, inputs)
 
 
-def read_model(path: Path) -> LlamaForCausalLM:
+def read_model(path: Path) -> CausalLM:
     """The model of a llama2.c file.
 
     Raises:
@@ -112,7 +112,7 @@ def read_model(path: Path) -> LlamaForCausalLM:
     stored = {
         name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)
     }
-    model = LlamaForCausalLM(config, dtype=torch.float32)
+    model = CausalLM(config, dtype=torch.float32)
     weights = {
         "model.embed_tokens.weight": stored["embed_tokens"],
         "model.norm.weight": stored["norm"],
@@ -203,7 +203,7 @@ def read_tokenizer(path: Path, count: int) -> Tokenizer:
     )
 
 
-def convert(model_file: Path, tokenizer_file: Path, directory: Path) -> LlamaForCausalLM:
+def convert(model_file: Path, tokenizer_file: Path, directory: Path) -> CausalLM:
     """Write ``directory``, a whole checkpoint or nothing; returns the model."""
     model = read_model(model_file)
     tokenizer = read_tokenizer(tokenizer_file, model.config.vocab_size)

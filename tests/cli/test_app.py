@@ -63,11 +63,11 @@ def test_an_unwritable_place_is_one_sentence(tmp_path):
 
 
 def test_ask_prints_sql_and_fails_when_the_query_does(tmp_path):
-    from hone.models import LlamaConfig, LlamaForCausalLM, save_checkpoint
+    from hone.models import ModelConfig, CausalLM, save_checkpoint
     from hone.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.train(["고객은 몇 명? SELECT"] * 2, 300)
-    model = LlamaForCausalLM(LlamaConfig(tokenizer.vocab_size, 16, 32, 1, 2))
+    model = CausalLM(ModelConfig(tokenizer.vocab_size, 16, 32, 1, 2))
     model.initialise(0)
     save_checkpoint(tmp_path / "model", model, tokenizer)
     database = write_sample_database(tmp_path / "shop.sqlite")

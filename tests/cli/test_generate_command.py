@@ -11,7 +11,7 @@ import hone
 from hone.cli import chat as chat_command
 from hone.cli import generate as generate_command
 from hone.cli.app import app, main
-from hone.models import LlamaConfig, LlamaForCausalLM, save_checkpoint
+from hone.models import ModelConfig, CausalLM, save_checkpoint
 from hone.text.tokenizer import Tokenizer
 
 TEMPLATE = (
@@ -31,7 +31,7 @@ def _one_thread():
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     tokenizer = Tokenizer.train(["안녕 hello 😀"] * 3, 300, chat_template=TEMPLATE)
-    config = LlamaConfig(
+    config = ModelConfig(
         vocab_size=tokenizer.vocab_size,
         hidden_size=32,
         intermediate_size=48,
@@ -41,7 +41,7 @@ def model(tmp_path_factory):
         tie_word_embeddings=True,
         initializer_range=0.3,
     )
-    llama = LlamaForCausalLM(config, torch.float32)
+    llama = CausalLM(config, torch.float32)
     llama.initialise(seed=1)
     folder = tmp_path_factory.mktemp("cli") / "model"
     save_checkpoint(folder, llama, tokenizer)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import hone
-from hone.models import LlamaConfig, LlamaForCausalLM, save_checkpoint
+from hone.models import ModelConfig, CausalLM, save_checkpoint
 from hone.text.tokenizer import Tokenizer
 
 TEXTS = [
@@ -36,7 +36,7 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="session")
 def checkpoint(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model with random weights, wide enough apart that its output varies."""
-    config = LlamaConfig(
+    config = ModelConfig(
         vocab_size=tokenizer.vocab_size,
         hidden_size=48,
         intermediate_size=80,
@@ -50,7 +50,7 @@ def checkpoint(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -
         eos_token_id=2,
         pad_token_id=0,
     )
-    model = LlamaForCausalLM(config, torch.float32)
+    model = CausalLM(config, torch.float32)
     model.initialise(seed=5)
     folder = tmp_path_factory.mktemp("engine") / "model"
     save_checkpoint(folder, model, tokenizer)

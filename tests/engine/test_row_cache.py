@@ -7,9 +7,9 @@ from hone.core.errors import CapacityError
 from hone.engine.cache import RowCache
 from hone.kernels import rotary_table
 from hone.kernels.decode import decode_attention, decode_attention_reference
-from hone.models import LlamaConfig
+from hone.models import ModelConfig
 
-CONFIG = LlamaConfig(
+CONFIG = ModelConfig(
     vocab_size=9,
     hidden_size=24,
     intermediate_size=8,

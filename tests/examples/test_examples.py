@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hone.models import LlamaConfig, LlamaForCausalLM, save_checkpoint
+from hone.models import ModelConfig, CausalLM, save_checkpoint
 from hone.sql.sample import write_sample_database
 from hone.text.tokenizer import Tokenizer
 
@@ -18,7 +18,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 def checkpoint(tmp_path_factory):
     texts = ["How many customers are there?\nSQL: SELECT COUNT(*) FROM customers"] * 2
     tokenizer = Tokenizer.train(texts, 300)
-    model = LlamaForCausalLM(LlamaConfig(tokenizer.vocab_size, 16, 32, 1, 2))
+    model = CausalLM(ModelConfig(tokenizer.vocab_size, 16, 32, 1, 2))
     model.initialise(0)
     path = tmp_path_factory.mktemp("model") / "checkpoint"
     save_checkpoint(path, model, tokenizer)

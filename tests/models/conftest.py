@@ -2,11 +2,11 @@ import pytest
 import torch
 from small_llama import SHAPES, make_model
 
-from hone.models import LlamaForCausalLM
+from hone.models import CausalLM
 
 
 @pytest.fixture(params=SHAPES)
-def model(request) -> LlamaForCausalLM:
+def model(request) -> CausalLM:
     """A small random model in float32, of one of the shapes."""
     return make_model(**SHAPES[request.param])
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import torch
 
-from hone.models import LlamaConfig, LlamaForCausalLM
+from hone.models import ModelConfig, CausalLM
 
 # Odd sizes on purpose: a head size that is no power of two, heads that do not fill the model.
 SHAPES = {
@@ -14,7 +14,7 @@ SHAPES = {
 }
 
 
-def make_config(**changes) -> LlamaConfig:
+def make_config(**changes) -> ModelConfig:
     values = {
         "vocab_size": 61,
         "hidden_size": 40,
@@ -26,11 +26,11 @@ def make_config(**changes) -> LlamaConfig:
         "rms_norm_eps": 1e-5,
         "initializer_range": 0.2,
     }
-    return LlamaConfig(**(values | changes))
+    return ModelConfig(**(values | changes))
 
 
-def make_model(**changes) -> LlamaForCausalLM:
-    model = LlamaForCausalLM(make_config(**changes), dtype=torch.float32)
+def make_model(**changes) -> CausalLM:
+    model = CausalLM(make_config(**changes), dtype=torch.float32)
     model.initialise(seed=1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

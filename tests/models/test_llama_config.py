@@ -3,7 +3,7 @@ from small_llama import make_config, make_model
 from transformers import LlamaConfig as TheirConfig
 
 from hone.core.errors import CheckpointError
-from hone.models import LlamaConfig, RopeScaling
+from hone.models import ModelConfig, RopeScaling
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -21,7 +21,7 @@ def test_what_we_write_is_what_transformers_writes(tmp_path):
     for key, value in config.to_dict().items():
         if key not in ("architectures", "transformers_version"):
             assert theirs[key] == value, key
-    assert LlamaConfig.from_dict(config.to_dict()) == config
+    assert ModelConfig.from_dict(config.to_dict()) == config
 
 
 def test_old_and_new_layouts_say_the_same():
@@ -29,11 +29,11 @@ def test_old_and_new_layouts_say_the_same():
     old = new.to_dict()
     del old["rope_parameters"], old["dtype"]
     old |= {"rope_theta": 5e5, "rope_scaling": LLAMA3, "torch_dtype": "bfloat16"}
-    assert LlamaConfig.from_dict(old) == LlamaConfig.from_dict(new.to_dict()) == new
+    assert ModelConfig.from_dict(old) == ModelConfig.from_dict(new.to_dict()) == new
 
 
 def test_sizes_left_out_are_derived():
-    config = LlamaConfig.from_dict(
+    config = ModelConfig.from_dict(
         {
             "model_type": "llama",
             "vocab_size": 10,
@@ -68,7 +68,7 @@ def test_sizes_left_out_are_derived():
 def test_what_cannot_be_computed_is_refused_in_one_sentence(changes, expected):
     values = make_config().to_dict() | changes
     with pytest.raises(CheckpointError, match=expected) as error:
-        LlamaConfig.from_dict(values, "somewhere/config.json")
+        ModelConfig.from_dict(values, "somewhere/config.json")
     assert str(error.value).startswith("somewhere/config.json: ")
     assert "\n" not in str(error.value)
 

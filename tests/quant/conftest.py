@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hone.models import LlamaConfig, LlamaForCausalLM, save_checkpoint
+from hone.models import ModelConfig, CausalLM, save_checkpoint
 from hone.text.tokenizer import Tokenizer
 
 
@@ -14,7 +14,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(params=[True, False], ids=["tied", "untied"], scope="session")
 def checkpoint(request, tokenizer, tmp_path_factory) -> Path:
-    config = LlamaConfig(
+    config = ModelConfig(
         vocab_size=280,
         hidden_size=64,
         intermediate_size=96,
@@ -25,7 +25,7 @@ def checkpoint(request, tokenizer, tmp_path_factory) -> Path:
         tie_word_embeddings=request.param,
         attention_bias=True,
     )
-    model = LlamaForCausalLM(config, torch.float32)
+    model = CausalLM(config, torch.float32)
     model.initialise(seed=2)
     for name, parameter in model.named_parameters():
         if name.endswith(".bias"):

@@ -2,8 +2,8 @@
 
 from hone.core.seeds import rng
 from hone.data import PackedBatches
-from hone.models.config import LlamaConfig
-from hone.models.llama import LlamaForCausalLM
+from hone.models import ModelConfig
+from hone.models import CausalLM
 
 
 def copy_samples(count=200, vocabulary=32, longest=8):
@@ -20,7 +20,7 @@ def tiny_batches(tokens=128, seed=0, **options):
 
 
 def tiny_model(seed=0, hidden=32, layers=2, tied=True):
-    config = LlamaConfig(
+    config = ModelConfig(
         vocab_size=32,
         hidden_size=hidden,
         intermediate_size=2 * hidden,
@@ -29,6 +29,6 @@ def tiny_model(seed=0, hidden=32, layers=2, tied=True):
         num_key_value_heads=1,
         tie_word_embeddings=tied,
     )
-    model = LlamaForCausalLM(config)
+    model = CausalLM(config)
     model.initialise(seed)
     return model

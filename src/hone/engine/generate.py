@@ -18,7 +18,7 @@ from hone.engine.cache import RowCache
 from hone.engine.invariance import RowCounts
 from hone.engine.sampling import Sampler, SamplingParams
 from hone.engine.text_stream import TextStream
-from hone.models import LlamaForCausalLM
+from hone.models import CausalLM
 from hone.text.tokenizer import Tokenizer
 
 _MAX_ROWS = 64
@@ -101,7 +101,7 @@ class _Row:
 
 
 def generate(
-    model: LlamaForCausalLM,
+    model: CausalLM,
     tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
     params: Sequence[SamplingParams],
@@ -143,7 +143,7 @@ def generate(
 
 
 def _row(
-    model: LlamaForCausalLM,
+    model: CausalLM,
     index: int,
     prompt: list[int],
     params: SamplingParams,
@@ -185,13 +185,11 @@ def _batches(rows: list[_Row]) -> Iterator[list[_Row]]:
 
 
 @torch.inference_mode()
-def _run(
-    model: LlamaForCausalLM, rows: list[_Row], row_counts: RowCounts
-) -> Iterator[tuple[_Row, float]]:
+def _run(model: CausalLM, rows: list[_Row], row_counts: RowCounts) -> Iterator[tuple[_Row, float]]:
     """Run one batch; yields each row with its seconds when it is finished."""
     start = time.perf_counter()
     device = model.device
-    cache = RowCache(model.config, [len(row.prompt) for row in rows], model.dtype, device)
+    cache = RowCache(model.config, len(rows), model.dtype, device)
     sampler = Sampler(
         [row.params for row in rows],
         [row.prompt for row in rows],
@@ -203,14 +201,14 @@ def _run(
     ids_N = torch.tensor([i for row in rows for i in row.prompt], device=device)
     last_B = torch.tensor([len(row.prompt) for row in rows], device=device).cumsum(0) - 1
     running: list[_Row | None] = list(rows)
+    lengths = [len(row.prompt) for row in rows]
     for step in range(max(row.budget for row in rows)):
+        cache.begin(lengths)
         positions_N = cache.positions().to(device)
-        hidden_NE = model.model(
-            _pad(ids_N, row_counts), _pad(positions_N, row_counts), cache.attend
-        )
+        hidden_NE = model.decoder(_pad(ids_N, row_counts), _pad(positions_N, row_counts), cache)
         cache.advance()
         hidden_BE = _pad(hidden_NE[last_B], row_counts)
-        logits_BV = model.lm_head(hidden_BE)[: len(running)]
+        logits_BV = model.logits(hidden_BE)[: len(running)]
         if step == 0 and not bool(torch.isfinite(logits_BV).all()):
             raise CheckpointError(
                 "The model's scores are not numbers (NaN or infinity): its weights are damaged, or "
@@ -232,6 +230,7 @@ def _run(
             ids_N = ids_N[keep_R]
             running = [running[place] for place in left]
         last_B = torch.arange(len(running), device=device)
+        lengths = [1] * len(running)
 
 
 def _pad(x_N: Tensor, row_counts: RowCounts) -> Tensor:

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hone.kernels import project
-from hone.models import LlamaForCausalLM
-from hone.models.llama import Block
+from hone.models import CausalLM
 
 _SMALL = 16
 _LARGER = (17, 31, 40, 64)
@@ -23,25 +22,17 @@ RowCounts = tuple[int, ...]
 
 
 @torch.inference_mode()
-def safe_row_counts(model: LlamaForCausalLM) -> RowCounts | None:
+def safe_row_counts(model: CausalLM) -> RowCounts | None:
     """Which counts of rows give the same bits as many rows, in every product of ``model``.
 
     Returns:
         For n = 0..16 the least safe count of n or more; None where even large counts differ, so
         that no padding can help.
     """
-    block, config = model.model.layers[0], model.config
-    assert isinstance(block, Block)
-    attention, mlp = block.self_attn, block.mlp
-    products = (
-        (config.hidden_size, (attention.q_proj, attention.k_proj, attention.v_proj)),
-        (config.num_attention_heads * config.head_dim, (attention.o_proj,)),
-        (config.hidden_size, (mlp.gate_proj, mlp.up_proj)),
-        (config.intermediate_size, (mlp.down_proj,)),
-        (config.hidden_size, (model.lm_head,)),
-    )
+    products = _products(model)
     safe = set(range(1, _SMALL + 1))
-    for inputs, layers in products:
+    for layers in products:
+        inputs = int(layers[0].in_features)  # type: ignore[arg-type]
         generator = torch.Generator().manual_seed(0)
         x_NE = torch.randn((_LARGER[-1], inputs), generator=generator)
         differing = _differing(layers, x_NE.to(model.device, model.dtype))
@@ -50,6 +41,21 @@ def safe_row_counts(model: LlamaForCausalLM) -> RowCounts | None:
         safe -= differing
     least = [min(count for count in safe if count >= rows) for rows in range(1, _SMALL + 1)]
     return (0, *least)
+
+
+def _products(model: CausalLM) -> list[tuple[nn.Module, ...]]:
+    """The layers that are computed as one product, each shape once."""
+    found: dict[tuple[object, ...], tuple[nn.Module, ...]] = {}
+    joint: set[nn.Module] = set()
+    for module in model.modules():
+        groups = getattr(module, "joint_products", ())
+        joint.update(layer for group in groups for layer in group)
+        for group in groups:
+            found.setdefault(tuple(str(layer) for layer in group), group)
+    for module in model.modules():
+        if hasattr(module, "in_features") and module not in joint:
+            found.setdefault((str(module),), (module,))
+    return list(found.values())
 
 
 def _differing(layers: Sequence[nn.Module], x_NE: Tensor) -> set[int]:

@@ -16,7 +16,7 @@ from hone.engine.generate import Finished, GenerationResult, Stream, generate
 from hone.engine.invariance import RowCounts, safe_row_counts
 from hone.engine.sampling import SamplingParams
 from hone.kernels import preferred_dtype
-from hone.models import LlamaConfig, LlamaForCausalLM, load_config, load_model
+from hone.models import CausalLM, ModelConfig, load_config, load_model
 from hone.text.chat import ChatTemplate
 from hone.text.tokenizer import Tokenizer
 
@@ -40,9 +40,9 @@ class LM:
     """
 
     path: Path
-    config: LlamaConfig
+    config: ModelConfig
     tokenizer: Tokenizer
-    model: LlamaForCausalLM
+    model: CausalLM
     end_ids: frozenset[int]
     exact: bool
     # Per number of threads, on which the answer depends.
@@ -207,14 +207,15 @@ def load(
     if dtype == "auto" and config.dtype != "float32" and preferred_dtype(device) == torch.float32:
         dtype = "float32"
     tokenizer = Tokenizer.load(directory)
-    model = load_model(directory, dtype, device)
+    model = load_model(directory, dtype, device, head="causal")
+    assert isinstance(model, CausalLM)
     if exact is None:
         exact = config.parameter_count <= _EXACT_UP_TO
     end_ids = _end_ids(directory, config, tokenizer)
     return LM(directory, model.config, tokenizer, model, end_ids, exact)
 
 
-def _end_ids(directory: Path, config: LlamaConfig, tokenizer: Tokenizer) -> frozenset[int]:
+def _end_ids(directory: Path, config: ModelConfig, tokenizer: Tokenizer) -> frozenset[int]:
     """From ``generation_config.json`` first, as transformers does it."""
     file = directory / "generation_config.json"
     eos: Any = None

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from hone.kernels.attention import attention
+from hone.kernels.attention import AttentionRule, Bias, attention
 from hone.kernels.rotary import apply_rotary
 
 # A sequence joins a group while it has this share of the group's longest.
@@ -32,6 +32,7 @@ class _Group(NamedTuple):
     sequences: int  # n
     length: int  # T
     first_slot: int  # tokens, padding included, of the groups before
+    members: tuple[int, ...]  # which sequences
 
 
 class _Rows(NamedTuple):
@@ -55,21 +56,27 @@ class PackedLayout:
         self.cu_seqlens = cu_seqlens
         bounds = cu_seqlens.tolist()
         self.tokens = bounds[-1]
-        spans = sorted((end - start, start) for start, end in pairwise(bounds) if end > start)
+        self.starts, self.lengths = bounds[:-1], [end - start for start, end in pairwise(bounds)]
+        spans = sorted(
+            (size, start, number)
+            for number, (size, start) in enumerate(zip(self.lengths, self.starts, strict=True))
+            if size
+        )
         self.groups: list[_Group] = []
         tokens, valid, slots = [], [], 0
         while spans:
             longest = spans[-1][0]
-            first = next(i for i, (size, _) in enumerate(spans) if size >= _LEAST_SHARE * longest)
+            first = next(i for i, span in enumerate(spans) if span[0] >= _LEAST_SHARE * longest)
             members, spans = spans[first:], spans[:first]
-            size_n1, start_n1 = torch.tensor(members).t()[:, :, None]
+            size_n1, start_n1, number_n1 = torch.tensor(members).t()[:, :, None]
             place_T = torch.arange(longest)
             tokens.append((start_n1 + torch.minimum(place_T, size_n1 - 1)).flatten())
             valid.append((place_T < size_n1).flatten())
-            self.groups.append(_Group(len(members), longest, slots))
+            numbers = tuple(number_n1.flatten().tolist())
+            self.groups.append(_Group(len(members), longest, slots, numbers))
             slots += len(members) * longest
         self.slots = slots
-        self._token, self._valid = torch.cat(tokens), torch.cat(valid)
+        self.token, self.valid = torch.cat(tokens), torch.cat(valid)
         self._rows: dict[tuple[int, int], _Rows] = {}
 
     def rows(self, heads: int, kv_heads: int) -> _Rows:
@@ -81,18 +88,18 @@ class PackedLayout:
     def _by_head(self, values: Tensor, offsets: Tensor) -> Tensor:
         """``values[slot] + offset`` laid out as [group][n, head, T]."""
         parts = []
-        for count, length, first in self.groups:
+        for count, length, first, _ in self.groups:
             part = values[first : first + count * length].view(count, 1, length)
             parts.append((part + offsets.view(1, -1, 1)).flatten())
         return torch.cat(parts)
 
     def _plan_rows(self, heads: int, kv_heads: int) -> _Rows:
-        token, both, device = self._token, heads + kv_heads, self.cu_seqlens.device
+        token, both, device = self.token, heads + kv_heads, self.cu_seqlens.device
         head_H, head_K = torch.arange(heads), torch.arange(kv_heads)
         o = self._by_head(token * heads, head_H)
         k_heads = self._by_head(token * kv_heads, head_K)
-        real_H = self._by_head(self._valid.long(), torch.zeros_like(head_H)).bool()
-        real_K = self._by_head(self._valid.long(), torch.zeros_like(head_K)).bool()
+        real_H = self._by_head(self.valid.long(), torch.zeros_like(head_H)).bool()
+        real_K = self._by_head(self.valid.long(), torch.zeros_like(head_K)).bool()
         from_q = torch.empty(self.tokens * heads, dtype=torch.int64)
         from_q[o[real_H]] = real_H.nonzero()[:, 0]
         from_k = torch.empty(self.tokens * kv_heads, dtype=torch.int64)
@@ -114,36 +121,127 @@ class PackedLayout:
 
 
 def packed_attention_reference(
-    qkv_NC: Tensor, rotary: Tensor, layout: PackedLayout, heads: int, kv_heads: int
+    qkv_NC: Tensor,
+    rotary: Tensor | None,
+    layout: PackedLayout,
+    rule: AttentionRule,
+    bias: Bias | None = None,
 ) -> Tensor:
-    """Rotary positions and causal attention inside each sequence of the pack.
+    """Rotary positions and attention inside each sequence of the pack.
 
     Args:
         qkv_NC: ``[N, C · D]``: H query heads, K key heads, K value heads side by side.
-        rotary: cosines and sines ``[2, N, D/2]``, from ``rotary_table``.
+        rotary: cosines and sines ``[2, N, R/2]``, R of D being rotated; None for no rotation.
         layout: the bounds of the sequences.
-        heads: H.
-        kv_heads: K.
+        rule: heads, mask and scores.
+        bias: added to the scores.
 
     Returns:
         ``[N, H · D]``.
     """
-    qkv_NCD = qkv_NC.unflatten(-1, (heads + 2 * kv_heads, -1))
-    q, k, v = qkv_NCD.split((heads, kv_heads, kv_heads), dim=1)
-    q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
+    q, k, v = split_heads(qkv_NC, rotary, rule)
     parts = []
     for start, end in pairwise(layout.cu_seqlens.tolist()):
-        alone = (x[start:end].transpose(0, 1)[None] for x in (q, k, v))
-        parts.append(attention(*alone)[0].transpose(0, 1))
+        alone = [x[start:end].transpose(0, 1)[None] for x in (q, k, v)]
+        parts.append(attention(alone[0], alone[1], alone[2], rule, bias)[0].transpose(0, 1))
     return torch.cat(parts).flatten(1)
 
 
 def packed_attention(
-    qkv_NC: Tensor, rotary: Tensor, layout: PackedLayout, heads: int, kv_heads: int
+    qkv_NC: Tensor,
+    rotary: Tensor | None,
+    layout: PackedLayout,
+    rule: AttentionRule,
+    bias: Bias | None = None,
 ) -> Tensor:
-    """See :func:`packed_attention_reference`; the arithmetic is in float32 always."""
-    out: Tensor = _PackedAttention.apply(qkv_NC, rotary, layout, heads, kv_heads)
-    return out
+    """See :func:`packed_attention_reference`.
+
+    Plain causal attention with gradients has a form of its own, with arithmetic in float32.
+    """
+    size = qkv_NC.shape[-1] // (rule.heads + 2 * rule.kv_heads)
+    plain = rule.causal and bias is None and rule.softcap is None and rule.scale is None
+    whole = rotary is not None and 2 * rotary.shape[-1] == size
+    seen = rule.window is None or max(layout.lengths, default=0) <= rule.window
+    if plain and whole and seen and torch.is_grad_enabled() and qkv_NC.requires_grad:
+        out: Tensor = _PackedAttention.apply(qkv_NC, rotary, layout, rule.heads, rule.kv_heads)
+        return out
+    q, k, v = split_heads(qkv_NC, rotary, rule)
+    return packed_cross_attention(q, k, v, layout, layout, rule, bias)
+
+
+def packed_cross_attention(
+    q_NHD: Tensor,
+    k_MKD: Tensor,
+    v_MKD: Tensor,
+    layout: PackedLayout,
+    source: PackedLayout,
+    rule: AttentionRule,
+    bias: Bias | None = None,
+) -> Tensor:
+    """Attention of each sequence's queries to the keys of the sequence with the same number.
+
+    Args:
+        q_NHD: queries of the sequences of ``layout``, rotated already.
+        k_MKD, v_MKD: keys and values of those of ``source``, which may be ``layout`` itself.
+
+    Returns:
+        ``[N, H · D]``.
+    """
+    if _is_rectangle(layout) and _is_rectangle(source):
+        q, k, v = (
+            x.unflatten(0, (len(of.lengths), -1)).transpose(1, 2)
+            for x, of in ((q_NHD, layout), (k_MKD, source), (v_MKD, source))
+        )
+        return attention(q, k, v, rule, bias).transpose(1, 2).flatten(0, 1).flatten(1)
+    index, parts = [], []
+    for group in layout.groups:
+        slots = slice(group.first_slot, group.first_slot + group.sequences * group.length)
+        token, valid = layout.token[slots], layout.valid[slots]
+        lengths = [source.lengths[number] for number in group.members]
+        key = _padded_index([source.starts[number] for number in group.members], lengths)
+        ragged = source is not layout or not bool(valid.all())
+        counts = torch.tensor(lengths, device=q_NHD.device) if ragged else None
+        q = q_NHD[token.to(q_NHD.device)].unflatten(0, (group.sequences, -1)).transpose(1, 2)
+        k, v = (
+            x[key.to(x.device)].unflatten(0, (group.sequences, -1)).transpose(1, 2)
+            for x in (k_MKD, v_MKD)
+        )
+        # Padding of the queries stands behind them: positions count from the front here.
+        counts = None if rule.causal and source is layout else counts
+        o = attention(q, k, v, rule, bias, counts).transpose(1, 2).flatten(0, 1).flatten(1)
+        real = valid.nonzero()[:, 0].to(o.device)
+        parts.append(o[real])
+        index.append(token[valid])
+    o_NC = torch.cat(parts)
+    place = torch.empty(len(o_NC), dtype=torch.int64)
+    place[torch.cat(index)] = torch.arange(len(o_NC))
+    return o_NC[place.to(o_NC.device)]
+
+
+def split_heads(
+    qkv_NC: Tensor, rotary: Tensor | None, rule: AttentionRule
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries ``[N, H, D]``, keys and values ``[N, K, D]``, rotated to their positions."""
+    heads, kv_heads = rule.heads, rule.kv_heads
+    qkv_NCD = qkv_NC.unflatten(-1, (heads + 2 * kv_heads, -1))
+    if rotary is None:
+        q, k, v = qkv_NCD.split((heads, kv_heads, kv_heads), dim=1)
+        return q, k, v
+    qk_NCD, v_NKD = qkv_NCD.split((heads + kv_heads, kv_heads), dim=1)
+    q_NHD, k_NKD = apply_rotary(qk_NCD, rotary).split((heads, kv_heads), dim=1)
+    return q_NHD, k_NKD, v_NKD
+
+
+def _is_rectangle(layout: PackedLayout) -> bool:
+    return len(set(layout.lengths)) == 1 and layout.lengths[0] > 0
+
+
+def _padded_index(starts: list[int], lengths: list[int]) -> Tensor:
+    """Rows of sequences, each filled up to the longest with its own last row."""
+    start_n1, length_n1 = torch.tensor([starts, lengths])[:, :, None]
+    place_S = torch.arange(max(lengths))
+    # A sequence without rows points at its start, or the row before the end of all.
+    return (start_n1 + torch.minimum(place_S, (length_n1 - 1).clamp_min(0))).flatten()
 
 
 class _PackedAttention(torch.autograd.Function):
@@ -227,7 +325,7 @@ def _parts(
     group: _Group, heads: int, kv_heads: int, q: Tensor, k: Tensor, v: Tensor, o: Tensor
 ) -> Iterator[_Part]:
     """Cut a group into products: all heads that share keys at once, or blocks of queries."""
-    count, length, first = group
+    count, length, first, _ = group
     shared, size = heads // kv_heads, q.shape[-1]
 
     def rows(x: Tensor, heads: int) -> Tensor:

@@ -1,6 +1,7 @@
-"""What attention or an embedding is told of positions, other than by rotation.
+"""What positions are to a model, in numbers: slopes, buckets, sinusoids and rotary frequencies.
 
-Shapes: N tokens, T query positions, S key positions, H query heads.
+What depends on no input is made on the CPU, even under a meta device: these are constants.
+Shapes: N tokens, T query positions, S key positions, H query heads, R rotated dimensions.
 """
 
 import math
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-def alibi_slopes(heads: int, device: torch.device | str | None = None) -> Tensor:
+def alibi_slopes(heads: int) -> Tensor:
     """The slope of every head's distance penalty, float32 ``[H]`` (Press et al. 2022, section 3).
 
     A power of two of n heads has the geometric sequence 2^(-8/n), 2^(-16/n), ..., 2^-8. Any other
@@ -19,10 +20,10 @@ def alibi_slopes(heads: int, device: torch.device | str | None = None) -> Tensor
     A key at distance d before the query gets ``-slope * d`` added to its score.
     """
     below = 1 << (heads.bit_length() - 1)
-    slopes = _geometric(below, torch.arange(1, below + 1, device=device))
+    slopes = _geometric(below, torch.arange(1, below + 1, device="cpu"))
     if below == heads:
         return slopes
-    odd = torch.arange(1, 2 * (heads - below), 2, device=device)
+    odd = torch.arange(1, 2 * (heads - below), 2, device="cpu")
     return torch.cat((slopes, _geometric(2 * below, odd)))
 
 
@@ -76,3 +77,60 @@ def sinusoids(positions_N: Tensor, size: int, interleaved: bool = False) -> Tens
     if interleaved:
         return torch.stack((sines, cosines), dim=-1).flatten(1)[:, :size]
     return torch.cat((sines, cosines), dim=1)[:, :size]
+
+
+def rotary_periods(theta: float | Tensor, size: int) -> Tensor:
+    """Positions per radian of each rotated pair, float32 ``[R/2]`` (Su et al. 2021, section 3.4.2).
+
+    Args:
+        theta: the base, a number or a float32 scalar.
+        size: R; an odd one has its last pair's partner beyond it.
+    """
+    return theta ** (torch.arange(0, size, 2, dtype=torch.float32, device="cpu") / size)
+
+
+def ntk_base(theta: float, size: int, factor: float, context: int, length: int) -> Tensor:
+    """The rotary base for a sequence of ``length`` beyond ``context``, a float32 scalar, so that
+    its slowest pair turns as far as at the end of the context (dynamic NTK scaling; Peng et al.
+    2023, appendix A.1 and section 3.3).
+    """
+    # A tensor of no dimensions, as in transformers: float32 rounds at each step, and an angle of
+    # thousands of radians shows the last bit of the base.
+    stretch = factor * torch.tensor(length, device="cpu") / context - (factor - 1)
+    return theta * stretch ** (size / (size - 2))
+
+
+def yarn_frequencies(
+    theta: float, size: int, factor: float, context: int, turns: tuple[float, float], whole: bool
+) -> Tensor:
+    """Frequencies that turn often within ``context`` kept, those that seldom do divided by
+    ``factor``, with a ramp between; float32 ``[R/2]`` (Peng et al. 2023, section 3.2).
+
+    Args:
+        turns: how often a pair turns within the context, where the ramp begins and where it ends.
+        whole: the ramp begins and ends at whole dimensions.
+    """
+    low, high = (
+        size * math.log(context / (count * 2 * math.pi)) / (2 * math.log(theta)) for count in turns
+    )
+    if whole:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, size - 1)
+    if low == high:
+        high += 0.001  # a step instead of a ramp, without a division by zero
+    periods = rotary_periods(theta, size)
+    place = torch.arange(len(periods), dtype=torch.float32, device="cpu")
+    kept = 1 - ((place - low) / (high - low)).clamp(0, 1)
+    return 1.0 / (factor * periods) * (1 - kept) + 1.0 / periods * kept
+
+
+def llama3_frequencies(
+    theta: float, size: int, factor: float, context: int, low: float, high: float
+) -> Tensor:
+    """Frequencies with more than ``high`` turns in ``context`` kept, those with fewer than ``low``
+    divided by ``factor``, a blend between; float32 ``[R/2]`` (Llama 3.1's reference code).
+    """
+    frequencies = 1.0 / rotary_periods(theta, size)
+    wavelengths = 2 * math.pi / frequencies
+    kept = ((context / wavelengths - low) / (high - low)).clamp(0, 1)
+    return (1 - kept) * frequencies / factor + kept * frequencies

@@ -14,10 +14,15 @@ def rotary_table(positions_N: Tensor, frequencies: Tensor, dtype: torch.dtype) -
 
 
 def apply_rotary(x_NHD: Tensor, table: Tensor) -> Tensor:
-    """Rotate each pair (i, i + D/2) of every head by its token's angle.
+    """Rotate each pair (i, i + R/2) of every head by its token's angle; the rest stays as it is.
 
-    Training rotates inside ``packed_attention``, as a product of complex numbers.
+    ``table`` is ``[2, N, R/2]`` for the first R of D dimensions. Training rotates inside
+    ``packed_attention``, as a product of complex numbers.
     """
     cos, sin = table[:, :, None, :]
-    first, second = x_NHD.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    rotated = 2 * table.shape[-1]
+    first, second = x_NHD[..., :rotated].chunk(2, dim=-1)
+    parts = [first * cos - second * sin, second * cos + first * sin]
+    if rotated < x_NHD.shape[-1]:
+        parts.append(x_NHD[..., rotated:])
+    return torch.cat(parts, dim=-1)

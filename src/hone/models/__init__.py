@@ -1,47 +1,90 @@
-"""Architectures, their configuration, the cache protocol, and checkpoint directories.
+"""Architectures, their configuration, contexts and caches, and checkpoint directories.
 
-Here: modules with Hugging Face names, and reading and writing what transformers reads and writes.
+Here: modules, families of Hugging Face checkpoints, reading and writing their files.
 Not here: arithmetic (kernels), quantized layers (quant), generation (engine), training (train).
 
 Use::
 
-    model = LlamaForCausalLM(LlamaConfig(...), dtype=torch.float32)
+    model = CausalLM(ModelConfig(...), dtype=torch.float32)
     model.initialise(seed=0)
     model.packed_loss(batch).backward()              # summed loss over a pack, no padding
-    model(input_ids, attention_mask, cache).logits   # [B, T, V]; ContiguousCache(config, B, S)
+    model(input_ids, attention_mask).logits          # [B, T, V]
     save_checkpoint("out", model, tokenizer)
-    model = load_model("out", dtype="auto")
+    model = load_model("out", dtype="auto", head="classification")
 
-The seams: ``Attend`` decides which tokens see which (a cache of another layout is an ``attend``
-given to ``model.model``), ``kernels.project`` calls any module in a linear layer's place, and
-``register_quantization`` names the layers that a quantized directory fills.
+The seams: a ``Context`` decides which tokens see which (a cache of any layout is one),
+``kernels.project`` calls any module in a linear layer's place, and ``register_quantization`` names
+the layers that a quantized directory fills.
 """
 
-from hone.models.cache import Cache, ContiguousCache
 from hone.models.checkpoint import (
     check_vocabulary,
     load_config,
-    load_model,
-    register_quantization,
+    read_config,
     save_checkpoint,
     write_checkpoint,
+    write_config,
 )
-from hone.models.config import LlamaConfig, RopeScaling
-from hone.models.llama import Attend, CausalOutput, LlamaForCausalLM, PackedBatch
+from hone.models.config import Experts, Head, ModelConfig, StateSpace
+from hone.models.context import Context, Packed
+from hone.models.families import find_family, known_families
+from hone.models.heads import (
+    Cache,
+    CausalLM,
+    Classifier,
+    Embedder,
+    LanguageModel,
+    MaskedLM,
+    Model,
+    Output,
+    PackedBatch,
+    Seq2SeqLM,
+    TokenClassifier,
+    make_model,
+)
+from hone.models.loading import load_model, register_quantization
+from hone.models.positions import (
+    Alibi,
+    Buckets,
+    Learned,
+    NoPositions,
+    Rotary,
+    Sinusoidal,
+)
 
 __all__ = [
-    "Attend",
+    "Alibi",
+    "Buckets",
     "Cache",
-    "CausalOutput",
-    "ContiguousCache",
-    "LlamaConfig",
-    "LlamaForCausalLM",
+    "CausalLM",
+    "Classifier",
+    "Context",
+    "Embedder",
+    "Experts",
+    "Head",
+    "LanguageModel",
+    "Learned",
+    "MaskedLM",
+    "Model",
+    "ModelConfig",
+    "NoPositions",
+    "Output",
+    "Packed",
     "PackedBatch",
-    "RopeScaling",
+    "Rotary",
+    "Seq2SeqLM",
+    "Sinusoidal",
+    "StateSpace",
+    "TokenClassifier",
     "check_vocabulary",
+    "find_family",
+    "known_families",
     "load_config",
     "load_model",
+    "make_model",
+    "read_config",
     "register_quantization",
     "save_checkpoint",
     "write_checkpoint",
+    "write_config",
 ]

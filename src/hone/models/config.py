@@ -1,33 +1,122 @@
-"""``config.json`` of a Llama-shaped model, as transformers writes and reads it."""
+"""The architecture of a model: one configuration, in which every choice has a name.
+
+Field names are Hugging Face's where they name the same thing. How a ``config.json`` becomes a
+:class:`ModelConfig`, and one a ``config.json``, is written in ``hone.models.families``.
+"""
 
 import math
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
 
 from hone.core.errors import CheckpointError
+from hone.models.positions import Positions, Rotary
 
-_MODEL_TYPE = "llama"
-_ROPE_TYPES = ("default", "llama3")
-# The release whose files we match; readers use it only to tell old layouts from new ones.
-_TRANSFORMERS_VERSION = "5.23.0"
+Head = Literal["causal", "masked", "seq2seq", "classification", "token-classification", "embedding"]
+HEADS: tuple[Head, ...] = get_args(Head)
 
-
-@dataclass(frozen=True, slots=True)
-class RopeScaling:
-    """Llama 3.1's stretching of the low rotary frequencies (its model card and reference code)."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
+Mixer = Literal["attention", "mamba", "mamba2"]
+BlockKind = Literal["pre", "post", "sandwich", "parallel"]
+Norm = Literal["rms", "rms+1", "layer"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "tanh"]
+Pooling = Literal["cls", "mean", "last", "eos"]
 
 
 @dataclass(frozen=True, slots=True)
-class LlamaConfig:
-    """Sizes and switches of a decoder of the Llama shape; field names are Hugging Face's.
+class Experts:
+    """A feed-forward layer that is a mixture of experts (Shazeer et al. 2017; Fedus et al. 2021).
+
+    Attributes:
+        count: experts of a layer.
+        per_token: how many of them each token takes.
+        size: feed-forward size of one.
+        shared_size: of the expert that every token takes, behind a gate of its own; 0 for none.
+        normalise: the weights of the chosen experts add up to one.
+        layers: which layers have experts, None for all; the others are plain.
+        balance: factor of the load-balancing loss in training.
+        router_z: factor of the router's z-loss in training.
+    """
+
+    count: int
+    per_token: int
+    size: int
+    shared_size: int = 0
+    normalise: bool = True
+    layers: tuple[int, ...] | None = None
+    balance: float = 0.001
+    router_z: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.per_token <= self.count:
+            raise CheckpointError(
+                f"{self.per_token} of {self.count} experts per token: there must be at least one, "
+                "and no more than there are."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class StateSpace:
+    """The mixer of Mamba (Gu and Dao 2023) and Mamba-2 (Dao and Gu 2024).
+
+    Attributes:
+        inner: channels of the mixer.
+        state: numbers that each channel remembers.
+        width: of the causal convolution.
+        rank: of the projection to the time step (Mamba only).
+        heads, groups: of Mamba-2; groups share B and C.
+        chunk: positions that Mamba-2 computes as one product.
+        conv_bias, bias: of the convolution and of the projections.
+        step_limits: bounds of the time step.
+        norm_before_gate: order inside Mamba-2's gated normalisation.
+    """
+
+    inner: int
+    state: int
+    width: int = 4
+    rank: int = 0
+    heads: int = 0
+    groups: int = 1
+    chunk: int = 256
+    conv_bias: bool = True
+    bias: bool = False
+    step_limits: tuple[float, float] = (0.0, math.inf)
+    norm_before_gate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Sizes and choices of a model. The defaults are those of a Llama.
 
     ``num_key_value_heads`` and ``head_dim`` of 0 mean: as many as query heads, and
     ``hidden_size / num_attention_heads``; they are filled in on construction.
+
+    Attributes:
+        model_type: the family whose files the model is read from and written to.
+        head: what the model's last layer is for; see ``hone.models.heads``.
+        encoder: the encoder's own configuration; then this one is the decoder's, which attends to
+            it.
+        causal: a position sees none after it.
+        positions: how attention knows the order of tokens.
+        local_positions: in layers with a sliding window, where that differs.
+        sliding_window: keys at a distance below this are seen, in the layers of
+            ``sliding_layers``; None for all keys.
+        sliding_layers: which layers have the window; None for all of them.
+        attention_scale: factor of the scores; None for ``head_dim ** -0.5``.
+        attention_softcap, logit_softcap: ``cap · tanh(x / cap)``; None for none.
+        qk_norm: queries and keys are normalised per head.
+        block: where the normalisations stand; see ``hone.models.blocks``.
+        norm: "rms+1" multiplies by one plus the weight.
+        gated: the feed-forward layer has a gate (GLU); else it is a plain pair of layers.
+        first_norm: False leaves out the first block's normalisation before attention.
+        token_types: kinds of segments with an embedding of their own; 0 for none.
+        transform: layers between the body and the output layer: an activation's name, then
+            optionally "norm"; empty for none.
+        pooling: which hidden state stands for a text, in classification and embedding.
+        score_bias: of the classification layer.
+        labels: names of the classes.
+        problem: of classification: one label, several, or a number.
+        extra: further keys of ``config.json``, kept as they were found.
 
     Raises:
         CheckpointError: sizes that do not fit one another.
@@ -37,25 +126,65 @@ class LlamaConfig:
     hidden_size: int
     intermediate_size: int
     num_hidden_layers: int
-    num_attention_heads: int
+    num_attention_heads: int = 1
     num_key_value_heads: int = 0
     head_dim: int = 0
     max_position_embeddings: int = 2048
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 10000.0
-    rope_scaling: RopeScaling | None = None
-    tie_word_embeddings: bool = False
+    model_type: str = "llama"
+    head: Head = "causal"
+    encoder: "ModelConfig | None" = None
+    # Mixing tokens.
+    mixer: Mixer = "attention"
+    state_space: StateSpace | None = None
+    causal: bool = True
+    positions: Positions = field(default_factory=Rotary)
+    local_positions: Rotary | None = None
+    sliding_window: int | None = None
+    sliding_layers: tuple[int, ...] | None = None
     attention_bias: bool = False
+    output_bias: bool = False
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    qk_norm: bool = False
+    # Mixing channels.
+    activation: Activation = "silu"
+    gated: bool = True
     mlp_bias: bool = False
+    experts: Experts | None = None
+    # The residual stream.
+    block: BlockKind = "pre"
+    norm: Norm = "rms"
+    norm_eps: float = 1e-6
+    norm_bias: bool = False
+    first_norm: bool = True
+    final_norm: bool = True
+    final_norm_bias: bool | None = None
+    # In and out.
+    embedding_scale: float = 1.0
+    embedding_norm: bool = False
+    token_types: int = 0
+    tie_word_embeddings: bool = False
+    head_bias: bool = False
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None
+    # Other heads.
+    transform: tuple[str, ...] = ()
+    transform_bias: bool = True
+    pooling: Pooling = "last"
+    score_bias: bool = False
+    labels: tuple[str, ...] = ("LABEL_0", "LABEL_1")
+    problem: Literal["single_label", "multi_label", "regression"] = "single_label"
+    # Tokens and files.
     initializer_range: float = 0.02
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None
+    decoder_start_token_id: int | None = None
     dtype: str = "float32"
     quantization_config: dict[str, Any] | None = None
+    extra: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        set_field = object.__setattr__
         for name in (
             "vocab_size",
             "hidden_size",
@@ -64,12 +193,23 @@ class LlamaConfig:
             "num_attention_heads",
             "max_position_embeddings",
         ):
+            _check_whole(name, getattr(self, name))
+        for name in ("norm_eps", "initializer_range"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise CheckpointError(
-                    f"{name} is {value!r} in the model's configuration; "
-                    "it must be a whole number of 1 or more."
-                )
+            if not isinstance(value, int | float) or not (value > 0 and math.isfinite(value)):
+                raise CheckpointError(f"{name} is {value!r}; it must be a positive number.")
+        if self.mixer == "attention":
+            self._fill_heads()
+        elif self.state_space is None:
+            raise CheckpointError(f"The mixer {self.mixer!r} needs the sizes of its state space.")
+        if self.encoder is not None and self.encoder.hidden_size != self.hidden_size:
+            raise CheckpointError(
+                f"The encoder's hidden_size {self.encoder.hidden_size} and the decoder's "
+                f"{self.hidden_size} must be the same."
+            )
+
+    def _fill_heads(self) -> None:
+        set_field = object.__setattr__
         if self.num_key_value_heads == 0:
             set_field(self, "num_key_value_heads", self.num_attention_heads)
         if self.head_dim == 0:
@@ -79,7 +219,7 @@ class LlamaConfig:
                     f"{self.num_attention_heads}; set head_dim, or change one of them."
                 )
             set_field(self, "head_dim", self.hidden_size // self.num_attention_heads)
-        if self.head_dim < 2 or self.head_dim % 2:
+        if isinstance(self.positions, Rotary) and (self.head_dim < 2 or self.head_dim % 2):
             raise CheckpointError(
                 f"head_dim is {self.head_dim}; rotary positions need an even number of 2 or more."
             )
@@ -88,132 +228,31 @@ class LlamaConfig:
                 f"num_attention_heads {self.num_attention_heads} is no multiple of "
                 f"num_key_value_heads {self.num_key_value_heads}; change one of them."
             )
-        for name in ("rms_norm_eps", "rope_theta"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not (value > 0 and math.isfinite(value)):
-                raise CheckpointError(f"{name} is {value!r}; it must be a positive number.")
 
     @property
     def parameter_count(self) -> int:
-        """The number of weights, tied embeddings counted once."""
-        e, f, d = self.hidden_size, self.intermediate_size, self.head_dim
-        heads = self.num_attention_heads * d
-        kv = self.num_key_value_heads * d
-        attention = 2 * e * heads + 2 * e * kv
-        biases = (heads + 2 * kv + e) * self.attention_bias + (2 * f + e) * self.mlp_bias
-        block = attention + 3 * e * f + 2 * e + biases
-        embeddings = self.vocab_size * e * (1 if self.tie_word_embeddings else 2)
-        return embeddings + self.num_hidden_layers * block + e
+        """The number of weights with the head of the configuration, tied ones counted once."""
+        from hone.models.heads import make_model  # a model is made of its configuration
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any], where: str = "config.json") -> "LlamaConfig":
-        """Read the content of a ``config.json``, old layout or new.
+        with torch.device("meta"):
+            return sum(weight.numel() for weight in make_model(self).parameters())
 
-        Args:
-            values: the parsed JSON object.
-            where: the file's name for error messages.
+    def is_sliding(self, layer: int) -> bool:
+        """Whether ``layer`` sees no further than the sliding window."""
+        if self.sliding_window is None:
+            return False
+        return self.sliding_layers is None or layer in self.sliding_layers
 
-        Raises:
-            CheckpointError: another architecture, a missing size, or a feature we do not compute.
-        """
-        model_type = values.get("model_type")
-        if model_type != _MODEL_TYPE:
-            raise CheckpointError(
-                f"{where}: model_type is {model_type!r}; hone reads {_MODEL_TYPE!r} models."
-            )
-        activation = values.get("hidden_act", "silu")
-        if activation not in ("silu", "swish"):
-            raise CheckpointError(
-                f"{where}: hidden_act is {activation!r}; a Llama block here uses 'silu'."
-            )
-        chosen = {
-            field.name: values[field.name]
-            for field in fields(cls)
-            if values.get(field.name) is not None and field.name not in ("rope_scaling", "dtype")
-        }
-        for field in fields(cls)[:5]:
-            if field.name not in chosen:
-                raise CheckpointError(f"{where}: the key {field.name!r} is missing.")
-        chosen["rope_theta"], chosen["rope_scaling"] = _read_rope(values, where)
-        chosen["dtype"] = _dtype_name(values, where)
-        if isinstance(chosen.get("eos_token_id"), list):
-            chosen["eos_token_id"] = tuple(chosen["eos_token_id"])
-        try:
-            return cls(**chosen)
-        except CheckpointError as error:
-            raise CheckpointError(f"{where}: {error}") from error
-
-    def to_dict(self) -> dict[str, Any]:
-        """The content of ``config.json`` as the current transformers writes it."""
-        rope: dict[str, Any] = {"rope_theta": self.rope_theta, "rope_type": "default"}
-        if self.rope_scaling is not None:
-            scaling = self.rope_scaling
-            rope = {
-                "factor": scaling.factor,
-                "high_freq_factor": scaling.high_freq_factor,
-                "low_freq_factor": scaling.low_freq_factor,
-                "original_max_position_embeddings": scaling.original_max_position_embeddings,
-                "rope_theta": self.rope_theta,
-                "rope_type": "llama3",
-            }
-        eos = self.eos_token_id
-        values: dict[str, Any] = {
-            "architectures": ["LlamaForCausalLM"],
-            "attention_bias": self.attention_bias,
-            "attention_dropout": 0.0,
-            "bos_token_id": self.bos_token_id,
-            "dtype": self.dtype,
-            "eos_token_id": list(eos) if isinstance(eos, tuple) else eos,
-            "head_dim": self.head_dim,
-            "hidden_act": "silu",
-            "hidden_size": self.hidden_size,
-            "initializer_range": self.initializer_range,
-            "intermediate_size": self.intermediate_size,
-            "max_position_embeddings": self.max_position_embeddings,
-            "mlp_bias": self.mlp_bias,
-            "model_type": _MODEL_TYPE,
-            "num_attention_heads": self.num_attention_heads,
-            "num_hidden_layers": self.num_hidden_layers,
-            "num_key_value_heads": self.num_key_value_heads,
-            "pad_token_id": self.pad_token_id,
-            "pretraining_tp": 1,
-            "rms_norm_eps": self.rms_norm_eps,
-            "rope_parameters": rope,
-            "tie_word_embeddings": self.tie_word_embeddings,
-            "transformers_version": _TRANSFORMERS_VERSION,
-            "use_cache": True,
-            "vocab_size": self.vocab_size,
-        }
-        if self.quantization_config is not None:
-            values["quantization_config"] = self.quantization_config
-        return values
+    def has_experts(self, layer: int) -> bool:
+        """Whether the feed-forward layer of ``layer`` is a mixture of experts."""
+        if self.experts is None:
+            return False
+        return self.experts.layers is None or layer in self.experts.layers
 
 
-def _dtype_name(values: dict[str, Any], where: str) -> str:
-    name = values.get("dtype", values.get("torch_dtype")) or "float32"
-    name = str(name).removeprefix("torch.")
-    if name not in ("float32", "bfloat16", "float16"):
+def _check_whole(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise CheckpointError(
-            f"{where}: dtype is {name!r}; hone reads float32, bfloat16 and float16 weights."
+            f"{name} is {value!r} in the model's configuration; "
+            "it must be a whole number of 1 or more."
         )
-    return name
-
-
-def _read_rope(values: dict[str, Any], where: str) -> tuple[float, RopeScaling | None]:
-    """The base and the scaling, from ``rope_parameters`` (new) or two separate keys (old)."""
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    if not isinstance(rope, dict):
-        raise CheckpointError(f"{where}: the rotary settings are {rope!r}; expected an object.")
-    theta = rope.get("rope_theta") or values.get("rope_theta") or 10000.0
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in _ROPE_TYPES:
-        raise CheckpointError(
-            f"{where}: rope_type is {kind!r}; hone computes {' and '.join(_ROPE_TYPES)}."
-        )
-    if kind == "default":
-        return theta, None
-    names = [field.name for field in fields(RopeScaling)]
-    missing = [name for name in names if rope.get(name) is None]
-    if missing:
-        raise CheckpointError(f"{where}: rope_type 'llama3' needs the key {missing[0]!r}.")
-    return theta, RopeScaling(**{name: rope[name] for name in names})

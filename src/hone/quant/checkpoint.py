@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from hone.core.errors import CheckpointError
 from hone.core.files import atomic_dir, read_json, write_json
-from hone.models import LlamaForCausalLM, load_config, load_model
+from hone.models import Model, find_family, load_config, load_model
 from hone.models.checkpoint import save_weights
+from hone.models.weights import own_tensors, places
 from hone.quant.int8 import Int8Linear, quantize_rows
 
 QUANT_METHOD = "compressed-tensors"
@@ -99,20 +100,20 @@ def quantize_checkpoint(source: str | Path, target: str | Path) -> None:
         save_weights(tensors, temporary / _WEIGHTS)
 
 
-def _int8_tensors(model: LlamaForCausalLM) -> dict[str, Tensor]:
-    kept = {
-        name: tensor.detach().to(_KEPT_DTYPE).clone(memory_format=torch.contiguous_format)
-        for name, tensor in model.state_dict().items()
-    }
-    if model.config.tie_word_embeddings:
-        kept.pop("lm_head.weight", None)
+def _int8_tensors(model: Model) -> dict[str, Tensor]:
+    """What the files hold: the tensors of the model with quantized layers, under their names."""
+    kept = {name: tensor.to(_KEPT_DTYPE) for name, tensor in own_tensors(model).items()}
     for name, layer in _linears(model, _ignores(_IGNORED)):
         codes, scale = quantize_rows(layer.weight.detach(), _KEPT_DTYPE)
         kept[f"{name}.weight"], kept[f"{name}.weight_scale"] = codes, scale
-    return kept
+    config = model.config
+    return {
+        name: place.read(kept, config).clone(memory_format=torch.contiguous_format)
+        for name, place in places(find_family(config.model_type), config, kept).items()
+    }
 
 
-def replace_layers(model: LlamaForCausalLM, settings: dict[str, Any]) -> None:
+def replace_layers(model: Model, settings: dict[str, Any]) -> None:
     """Swap linear layers for :class:`Int8Linear`, as ``settings`` say; weights are not filled.
 
     Raises:
@@ -132,9 +133,7 @@ def replace_layers(model: LlamaForCausalLM, settings: dict[str, Any]) -> None:
         setattr(model.get_submodule(parent), child, int8)
 
 
-def _linears(
-    model: LlamaForCausalLM, ignored: Callable[[str], bool]
-) -> list[tuple[str, nn.Linear]]:
+def _linears(model: Model, ignored: Callable[[str], bool]) -> list[tuple[str, nn.Linear]]:
     return [
         (name, module)
         for name, module in model.named_modules()

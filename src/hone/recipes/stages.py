@@ -29,7 +29,7 @@ from hone.text.prompts import text2sql_completion
 from hone.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from hone.models import LlamaConfig
+    from hone.models import ModelConfig
 
 SAMPLE = "sample"
 SAMPLE_FILE = "shop.sqlite"
@@ -140,7 +140,7 @@ class Work:
 
     def train(self, folder: Path) -> None:
         """Train the model; unfinished work is found in ``folder`` and taken up again."""
-        from hone.models import LlamaForCausalLM, save_checkpoint
+        from hone.models import CausalLM, save_checkpoint
         from hone.train import TrainConfig, train
 
         if not (folder / "checkpoints").exists():
@@ -148,18 +148,18 @@ class Work:
             shutil.rmtree(self.out / CHECKPOINT, ignore_errors=True)
         tokenizer = Tokenizer.load(self.out / "tokenizer")
         batches = self._batches(tokenizer)
-        model = LlamaForCausalLM(self._config(tokenizer))
+        model = CausalLM(self._config(tokenizer))
         model.initialise(derive_seed(self.recipe.seed, "weights"))
         settings = self.recipe.train.model_dump(exclude={"tokens_per_step"})
         result = train(model, batches, TrainConfig(**settings, seed=self.recipe.seed), folder)
         write_json(folder / "result.json", asdict(result) | {"dropped": batches.dropped})
         save_checkpoint(self.out / CHECKPOINT, model, tokenizer)
 
-    def _config(self, tokenizer: Tokenizer) -> "LlamaConfig":
-        from hone.models import LlamaConfig
+    def _config(self, tokenizer: Tokenizer) -> "ModelConfig":
+        from hone.models import ModelConfig
 
         model = self.recipe.model
-        return LlamaConfig(
+        return ModelConfig(
             vocab_size=tokenizer.vocab_size,
             hidden_size=model.hidden,
             intermediate_size=model.ffn,

@@ -1,0 +1,31 @@
+"""Families of Hugging Face checkpoints, one file each, named as its ``model_type``.
+
+Here: how a family's configuration and weight names map to the shared ones.
+Not here: layers (``hone.models.blocks`` and its neighbours), or reading files.
+"""
+
+import importlib
+import pkgutil
+from functools import cache
+from typing import Any
+
+from hone.models.family import Family, unknown_family
+
+
+@cache
+def known_families() -> tuple[str, ...]:
+    """The ``model_type`` of every family, in alphabetical order."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+
+
+def find_family(model_type: Any, where: str = "config.json") -> Family:
+    """The family of ``model_type``.
+
+    Raises:
+        CheckpointError: there is none; names ``where`` it was asked for, and what is near.
+    """
+    if model_type not in known_families():
+        raise unknown_family(model_type, known_families(), where)
+    module = importlib.import_module(f"{__name__}.{model_type}")
+    family: Family = module.FAMILY
+    return family

@@ -1,0 +1,33 @@
+"""Llama (Touvron et al. 2023): the decoder whose names and defaults the others are measured by."""
+
+from typing import Any
+
+from hone.models.config import ModelConfig
+from hone.models.family import Family, Keys, decoder_fields, written_decoder
+from hone.models.positions import Rotary, read_rope, write_rope
+
+
+def read(keys: Keys) -> ModelConfig:
+    """``LlamaConfig``."""
+    bias = keys.flag("attention_bias", False)
+    return ModelConfig(
+        **decoder_fields(keys),
+        positions=read_rope(keys.values, keys.where),
+        attention_bias=bias,
+        output_bias=bias,
+        mlp_bias=keys.flag("mlp_bias", False),
+    )
+
+
+def write(config: ModelConfig) -> dict[str, Any]:
+    """``LlamaConfig``."""
+    assert isinstance(config.positions, Rotary)
+    return written_decoder(config) | {
+        "attention_bias": config.attention_bias,
+        "mlp_bias": config.mlp_bias,
+        "pretraining_tp": 1,
+        "rope_parameters": write_rope(config.positions),
+    }
+
+
+FAMILY = Family("llama", "Llama", read, write)

@@ -1,0 +1,262 @@
+"""Loading weights: safetensors files into a model, one tensor at a time.
+
+The model is made on the meta device, given memory once, and filled from memory-mapped files: the
+peak is its own size, in the dtype that is asked for, and one tensor.
+"""
+
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from hone.core.errors import CapacityError, CheckpointError, DataError
+from hone.core.files import read_json
+from hone.models.checkpoint import WEIGHTS, dtype_name, load_config
+from hone.models.config import Head
+from hone.models.families import find_family
+from hone.models.heads import Model, make_model
+from hone.models.weights import Place, aliases, own_tensors, places
+
+INDEX = "model.safetensors.index.json"
+_PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "consolidated.*")
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+# The weights of heads; all others belong to the body.
+_HEAD_PARTS = ("lm_head", "score", "transform")
+
+# Changes the modules of a model on the meta device into those that the files of the method fill.
+Replace = Callable[[Model, dict[str, Any]], None]
+_quantizations: dict[str, Replace] = {}
+
+
+def register_quantization(method: str, replace: Replace) -> None:
+    """Teach :func:`load_model` a ``quantization_config.quant_method``.
+
+    ``replace(model, quantization_config)`` swaps layers of a model whose weights are on the meta
+    device for ones whose ``state_dict`` has the names, shapes and dtypes of the files.
+    """
+    _quantizations[method] = replace
+
+
+def load_model(
+    directory: str | Path,
+    dtype: str | torch.dtype = "auto",
+    device: torch.device | str = "cpu",
+    head: Head | None = None,
+) -> Model:
+    """Read a model from a checkpoint directory, in evaluation mode.
+
+    Args:
+        dtype: "float32", "bfloat16", "float16", or "auto" for what ``config.json`` says.
+        device: where the weights go.
+        head: the head to give the body; None for the one in the files. Weights that another head
+            lacks in the files are initialised, and a warning names them.
+
+    Raises:
+        CheckpointError: a missing, truncated or foreign file, or weights that do not fit
+            ``config.json``; the message names the file and the weight.
+        CapacityError: there is no memory for the weights.
+    """
+    path = Path(directory)
+    config = load_config(path)
+    wanted = _dtype(config.dtype if dtype == "auto" else dtype)
+    files = _weight_files(path)
+    with torch.device("meta"):
+        model = make_model(config, head, _dtype(config.dtype))
+        if config.quantization_config is not None:
+            _replace_layers(model, config.quantization_config, path)
+    expected = _expected(model)
+    spare: set[str] = set() if model.head == config.head else _other_head(model, config.head)
+    model.to(wanted)
+    try:
+        model.to_empty(device=device)
+    except RuntimeError as error:  # torch.OutOfMemoryError is one too
+        raise CapacityError(
+            f"There is no memory on {device} for the weights of {path} in {dtype_name(wanted)}."
+        ) from error
+    model.tie_weights()
+    model.adjoin_weights()
+    filler = _Filler(model, expected, spare, path)
+    for file in files:
+        filler.fill(file)
+    filler.finish(config.head)
+    return model.eval()
+
+
+def _dtype(name: str | torch.dtype) -> torch.dtype:
+    if isinstance(name, torch.dtype):
+        return name
+    if name not in _DTYPES:
+        raise CheckpointError(f"dtype {name!r} is unknown; choose auto, {', '.join(_DTYPES)}.")
+    return _DTYPES[name]
+
+
+@dataclass(frozen=True, slots=True)
+class _Expected:
+    """A tensor that the files should hold."""
+
+    place: Place
+    shape: tuple[int, ...]
+    is_float: bool
+    dtype: torch.dtype
+
+
+def _expected(model: Model) -> dict[str, _Expected]:
+    """By its name in the files, what each should be, from a model on the meta device."""
+    tensors = own_tensors(model)
+    family, found = find_family(model.config.model_type), {}
+    for name, place in places(family, model.config, tensors).items():
+        tensor = place.read(tensors, model.config)
+        found[name] = _Expected(
+            place, tuple(tensor.shape), tensor.is_floating_point(), tensor.dtype
+        )
+    return found
+
+
+def _other_head(model: Model, head: Head) -> set[str]:
+    """Names of the weights of the head that is in the files, when another one is asked for."""
+    with torch.device("meta"):
+        other = make_model(model.config, head)
+    return set(_expected(other)) | aliases(other)
+
+
+class _Filler:
+    """Fills a model from files and keeps account of what was found."""
+
+    def __init__(
+        self, model: Model, expected: dict[str, _Expected], spare: set[str], path: Path
+    ) -> None:
+        self._model, self._expected, self._spare, self._path = model, expected, spare, path
+        self._tensors = own_tensors(model)
+        self._aliases = aliases(model)
+        self._family = find_family(model.config.model_type)
+        self._missing = dict.fromkeys(expected)
+
+    def fill(self, file: Path) -> None:
+        """Copy every tensor of ``file`` to its place."""
+        try:
+            with safe_open(file, framework="pt") as handle:
+                for name in handle.keys():  # noqa: SIM118 (a handle is not iterable)
+                    known = self._known_as(name)
+                    if known is not None:
+                        self._copy(handle.get_tensor(name), name, known, file)
+                    elif not self._may_be_left(name):
+                        raise CheckpointError(
+                            f"{file}: config.json has no place for the weight {name!r}."
+                        )
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{file} is truncated or no safetensors file ({error}); copy or save it again."
+            ) from error
+
+    def _known_as(self, name: str) -> str | None:
+        for pattern, replacement in self._family.old_names:
+            name = re.sub(pattern, replacement, name)
+        # Files of a bare body leave its prefix out; files of a whole model do not.
+        prefix = self._family.prefix + "."
+        for candidate in (name, prefix + name, name.removeprefix(prefix)):
+            if candidate in self._expected:
+                return candidate
+        return None
+
+    def _may_be_left(self, name: str) -> bool:
+        prefix = self._family.prefix + "."
+        names = {name, prefix + name, name.removeprefix(prefix)}
+        if names & self._aliases or names & self._spare:
+            return True
+        return any(re.search(pattern, name) for pattern in self._family.ignored)
+
+    def _copy(self, tensor: Tensor, name: str, known: str, file: Path) -> None:
+        expected = self._expected[known]
+        if tuple(tensor.shape) != expected.shape:
+            raise CheckpointError(
+                f"{file}: the weight {name!r} has the shape {list(tensor.shape)}; "
+                f"config.json asks for {list(expected.shape)}."
+            )
+        if tensor.is_floating_point() != expected.is_float:
+            raise CheckpointError(
+                f"{file}: the weight {name!r} is {dtype_name(tensor.dtype)}; config.json "
+                f"asks for {dtype_name(expected.dtype)}."
+            )
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.sum())):
+            self._check_finite(tensor, name, file)
+        with torch.no_grad():
+            expected.place.write(tensor, self._tensors, self._model.config)
+        self._missing.pop(known, None)
+
+    def _check_finite(self, tensor: Tensor, name: str, file: Path) -> None:
+        # A finite sum means finite terms; large ones may overflow in it.
+        if not bool(torch.isfinite(tensor).all()):
+            warnings.warn(f"{file}: {name!r} holds NaN or infinity.", stacklevel=5)
+
+    def finish(self, stored: Head) -> None:
+        """Initialise a head that was asked for and is not in the files; refuse other gaps."""
+        own = {ours for name in self._missing for ours in self._expected[name].place.ours}
+        new = {name for name in own if name.partition(".")[0] in _HEAD_PARTS}
+        if own - new or (new and self._model.head == stored):
+            name = next(
+                name
+                for name in self._missing
+                if self._model.head == stored or set(self._expected[name].place.ours) - new
+            )
+            raise CheckpointError(f"{self._path}: the weight {name!r} is in none of its files.")
+        if new:
+            self._model.initialise(seed=0, only=new)
+            warnings.warn(
+                f"{self._path} has no weights for the head {self._model.head!r}: "
+                f"{', '.join(sorted(new))} are new and must be trained.",
+                stacklevel=3,
+            )
+
+
+def _replace_layers(model: Model, settings: dict[str, Any], path: Path) -> None:
+    method = settings.get("quant_method")
+    replace = _quantizations.get(str(method))
+    if replace is None:
+        known = ", ".join(sorted(_quantizations)) or "none"
+        raise CheckpointError(
+            f"{path / 'config.json'}: quant_method is {method!r}; methods that are read: {known}."
+        )
+    replace(model, settings)
+
+
+def _weight_files(path: Path) -> list[Path]:
+    """The safetensors files of a checkpoint: one, or those its index names."""
+    if (path / WEIGHTS).exists():
+        return [path / WEIGHTS]
+    if (path / INDEX).exists():
+        return _indexed_files(path / INDEX)
+    for pattern in _PICKLES:
+        if any(path.glob(pattern)):
+            raise CheckpointError(
+                f"{path} holds its weights as a pickle ({pattern}), which can run code when it is "
+                f"read. If you trust it, convert it with transformers: AutoModel"
+                f".from_pretrained({str(path)!r}).save_pretrained(NEW_DIRECTORY)."
+            )
+    raise CheckpointError(f"{path} has no {WEIGHTS} and no {INDEX}, so there are no weights.")
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    try:
+        content = read_json(index)
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: the key 'weight_map' is missing or empty.")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if Path(name).name != name:
+            raise CheckpointError(f"{index} names {name!r}, which lies outside its directory.")
+        if not (index.parent / name).exists():
+            raise CheckpointError(f"{index} names {name}, which is not there; copy it too.")
+    return [index.parent / name for name in names]

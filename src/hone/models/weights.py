@@ -1,0 +1,105 @@
+"""Weights between their names in a file and their names here.
+
+A :class:`Place` says for one tensor of a file which of the model's tensors it holds, and how. The
+places of a whole model are made from its own tensors, on the meta device too, so that what a file
+should hold is known before it is opened.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hone.models.config import ModelConfig
+from hone.models.family import EachExpert, Family, Rule, fill, match
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tensor of a file belongs: whole tensors here, or one expert's part of one."""
+
+    ours: tuple[str, ...]
+    rule: Rule | EachExpert | None = None
+    expert: int = 0
+
+    def read(self, tensors: Mapping[str, Tensor], config: ModelConfig) -> Tensor:
+        """The tensor as it stands in a file."""
+        parts = [tensors[name] for name in self.ours]
+        if isinstance(self.rule, EachExpert):
+            return self._expert(parts[0], self.rule)
+        if self.rule is None or self.rule.join is None:
+            return parts[0]
+        return self.rule.join(parts, config)
+
+    def write(self, tensor: Tensor, tensors: Mapping[str, Tensor], config: ModelConfig) -> None:
+        """Copy a file's ``tensor``, whose shape is right, into the model's."""
+        parts = [tensors[name] for name in self.ours]
+        if isinstance(self.rule, EachExpert):
+            self._expert(parts[0], self.rule).copy_(tensor)
+            return
+        found = [tensor]
+        if self.rule is not None and self.rule.split is not None:
+            found = list(self.rule.split(tensor, config))
+        for part, value in zip(parts, found, strict=True):
+            part.copy_(value)
+
+    def _expert(self, tensor: Tensor, rule: EachExpert) -> Tensor:
+        return tensor[self.expert].chunk(rule.parts)[rule.part]
+
+
+def own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a model that files hold, by the names that they have here; tied ones once."""
+    tensors: dict[str, Tensor] = dict(model.named_parameters())
+    persistent = model.state_dict(keep_vars=True)
+    for name, buffer in model.named_buffers():
+        if name in persistent:
+            tensors[name] = buffer
+    return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+def aliases(model: nn.Module) -> set[str]:
+    """Names under which files may hold a tied weight once more."""
+    return set(model.state_dict()) - set(own_tensors(model))
+
+
+def places(family: Family, config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, Place]:
+    """The tensors of a file of ``family`` that hold ``tensors``, by their names there."""
+    rules = family.rules(config)
+    found: dict[str, Place] = {}
+    for name, tensor in tensors.items():
+        for their_name, place in _places_of(name, tensor, rules):
+            if config.head == "embedding":
+                their_name = their_name.removeprefix(family.prefix + ".")
+            found.setdefault(their_name, place)
+    return found
+
+
+def _places_of(
+    name: str, tensor: Tensor, rules: Sequence[Rule | EachExpert]
+) -> list[tuple[str, Place]]:
+    stacked = []
+    for rule in rules:
+        if isinstance(rule, EachExpert):
+            if (found := match(rule.ours, name)) is not None:
+                numbers, rest = found
+                stacked += [
+                    (fill(rule.theirs, (*numbers, str(x))) + rest, Place((name,), rule, x))
+                    for x in range(tensor.shape[0])
+                ]
+            continue
+        for path in rule.paths:
+            if (found := match(path, name)) is not None:
+                numbers, rest = found
+                ours = tuple(fill(p, numbers) + rest for p in rule.paths)
+                return [(fill(rule.theirs, numbers) + rest, Place(ours, rule))]
+    return stacked or [(name, Place((name,)))]
+
+
+def file_tensors(family: Family, config: ModelConfig, model: nn.Module) -> dict[str, Tensor]:
+    """All tensors of ``model`` as a file holds them, each in memory of its own."""
+    tensors = own_tensors(model)
+    return {
+        name: place.read(tensors, config).clone(memory_format=torch.contiguous_format)
+        for name, place in places(family, config, tensors).items()
+    }

@@ -1,0 +1,10 @@
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+
+def pytest_generate_tests(metafunc):
+    """Every test of a family runs for each of its cases."""
+    if "case" in metafunc.fixturenames and getattr(metafunc.cls, "cases", None):
+        metafunc.parametrize("case", list(metafunc.cls.cases), scope="class")

@@ -1,0 +1,262 @@
+"""What a family must do to be equal to transformers; one class per kind of model.
+
+A test file makes a subclass per family, with ``cases``: for each, the keys of a small configuration
+of theirs. Sizes are odd on purpose. Weights are random, norms and biases too.
+"""
+
+import inspect
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hone.core.errors import CheckpointError
+from hone.engine.cache import RowCache
+from hone.models import find_family, load_model, save_checkpoint
+from hone.models.weights import file_tensors
+
+SIZES = {
+    "vocab_size": 61,
+    "hidden_size": 40,
+    "intermediate_size": 56,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+IDS = torch.tensor([[0, 0, 0, 7, 8, 22], [0, 11, 12, 13, 14, 30], [4, 5, 3, 9, 10, 33]])
+MASK = (IDS != 0).long()
+# What loss and gradients are computed on: texts of unequal length.
+TEXTS = [[3, 7, 4, 9, 5], [9, 12], [6, 5, 3, 5, 8, 9, 7, 33, 41, 5, 60]]
+
+
+class Interop:
+    """The parts that all kinds of models share."""
+
+    family = ""
+    cases: dict[str, dict] = {}  # noqa: RUF012
+    auto_class = "AutoModelForCausalLM"
+    head = None
+    tolerance = 1e-4
+    sizes = SIZES
+
+    @pytest.fixture(scope="class")
+    def pair(self, case, tmp_path_factory):
+        """Their model, ours, and the directory that theirs was saved to."""
+        theirs = self.make(self.cases[case])
+        folder = tmp_path_factory.mktemp(case) / "theirs"
+        theirs.save_pretrained(folder)
+        return theirs, load_model(folder, head=self.head), folder
+
+    def make(self, changes, **options):
+        """A random model of theirs."""
+        import transformers
+
+        torch.manual_seed(0)
+        config = transformers.AutoConfig.for_model(self.family, **(self.sizes | changes))
+        options = {"attn_implementation": "eager"} | options
+        model = getattr(transformers, self.auto_class).from_config(config, **options)
+        model = model.float().eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn(parameter.shape) * 0.15)
+        if getattr(model, "generation_config", None) is not None:
+            model.generation_config.eos_token_id = None
+            model.generation_config.forced_eos_token_id = None
+        return model
+
+    def close(self, ours, theirs, tolerance=None):
+        """Assert equality to the family's tolerance."""
+        tolerance = tolerance or self.tolerance
+        torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
+
+    def test_saved_here_opens_there(self, pair, tmp_path):
+        theirs, ours, _ = pair
+        save_checkpoint(tmp_path / "ours", ours)
+        again = (
+            type(theirs)
+            .from_pretrained(tmp_path / "ours", dtype="float32", attn_implementation="eager")
+            .eval()
+        )
+        for (name, mine), original in zip(
+            again.state_dict().items(), theirs.state_dict().values(), strict=True
+        ):
+            assert torch.equal(mine, original), name
+        for key, value in theirs.config.to_dict().items():
+            if key not in ("_name_or_path", "transformers_version", "architectures", "dtype"):
+                assert again.config.to_dict()[key] == value, key
+
+    def test_what_we_load_we_write_back(self, pair, tmp_path):
+        _, ours, folder = pair
+        save_checkpoint(tmp_path / "ours", ours)
+        mine = load_file(tmp_path / "ours" / "model.safetensors")
+        original = load_file(folder / "model.safetensors")
+        assert mine.keys() == original.keys()
+        for name, tensor in original.items():
+            assert torch.equal(mine[name], tensor), name
+        again = load_model(tmp_path / "ours")
+        assert again.config == ours.config
+
+    def test_a_missing_weight_is_named(self, pair, tmp_path):
+        from safetensors.torch import save_file
+
+        _, ours, _ = pair
+        save_checkpoint(tmp_path / "ours", ours)
+        file = tmp_path / "ours" / "model.safetensors"
+        tensors = load_file(file)
+        name = sorted(
+            name for name in tensors if "layer" in name or "block" in name or "h." in name
+        )[0]
+        tensors["stray.weight"] = tensors.pop(name)
+        save_file(tensors, file)
+        with pytest.raises(CheckpointError, match=r"stray\.weight|in none of its files"):
+            load_model(tmp_path / "ours")
+        del tensors["stray.weight"]
+        save_file(tensors, file)
+        with pytest.raises(CheckpointError, match="in none of its files") as error:
+            load_model(tmp_path / "ours")
+        assert name in str(error.value)
+
+    def gradients(self, theirs, ours, tmp_path):
+        """Both models' gradients, by the names of weights in files."""
+        with torch.no_grad():
+            for model in (theirs, ours):
+                for parameter in model.parameters():
+                    gradient = parameter.grad
+                    parameter.data = torch.zeros_like(parameter) if gradient is None else gradient
+        theirs.save_pretrained(tmp_path / "gradients")
+        family = find_family(ours.config.model_type)
+        return (
+            load_file(tmp_path / "gradients" / "model.safetensors"),
+            file_tensors(family, ours.config, ours),
+        )
+
+    def compare_gradients(self, theirs, ours, tmp_path, scale):
+        """Assert that the gradients of two models that ran backward are the same."""
+        expected, found = self.gradients(theirs, ours, tmp_path)
+        assert expected.keys() == found.keys()
+        for name, gradient in expected.items():
+            torch.testing.assert_close(
+                found[name],
+                gradient,
+                atol=0.1 * self.tolerance * scale,
+                rtol=max(1e-3, 10 * self.tolerance),
+                msg=lambda text, name=name: f"{name}: {text}",
+            )
+
+
+def call(model, ids, mask=None, **more):
+    """Their forward pass, with positions that count tokens and not padding, as generation has."""
+    if mask is not None:
+        more["attention_mask"] = mask
+        if "position_ids" in inspect.signature(model.forward).parameters:
+            more["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)
+    return model(ids, **more)
+
+
+def make_pack(sequences):
+    """A training batch of whole sequences, every token but the first a label."""
+    from types import SimpleNamespace
+
+    lengths = [len(sequence) for sequence in sequences]
+    return SimpleNamespace(
+        input_ids_N=torch.tensor([token for sequence in sequences for token in sequence]),
+        position_ids_N=torch.cat([torch.arange(length) for length in lengths]),
+        cu_seqlens=torch.tensor([0, *lengths]).cumsum(0).int(),
+        max_length=max(lengths),
+        labels_N=torch.tensor([t for sequence in sequences for t in [*sequence[1:], -100]]),
+    )
+
+
+class CausalInterop(Interop):
+    """Decoders."""
+
+    steps = 14
+
+    def test_logits_and_hidden_states(self, pair):
+        theirs, ours, _ = pair
+        real = MASK.bool()
+        with torch.no_grad():
+            whole = torch.arange(3, 61).view(2, 29)
+            self.close(ours(whole).logits, theirs(whole).logits)
+            expected = call(theirs, IDS, MASK, output_hidden_states=True)
+            found = ours(IDS, MASK, output_hidden_states=True)
+            assert torch.equal(found.logits, ours(IDS, MASK).logits)
+        self.close(found.logits[real], expected.logits[real])
+        assert len(found.hidden_states) == len(expected.hidden_states)
+        for mine, original in zip(found.hidden_states, expected.hidden_states, strict=True):
+            self.close(mine[real], original[real])
+
+    def test_loss_and_gradients(self, pair, case, tmp_path):
+        ours = load_model(pair[2], head=self.head)
+        theirs = self.make(self.cases[case])
+        count = sum(len(text) - 1 for text in TEXTS)
+        loss = ours.train().packed_loss(make_pack(TEXTS))
+        loss.backward()
+        expected = sum(
+            theirs(torch.tensor([t]), labels=torch.tensor([t])).loss * (len(t) - 1) for t in TEXTS
+        )
+        expected.backward()
+        self.close(loss / count, expected.detach() / count)
+        self.compare_gradients(theirs, ours, tmp_path, count)
+
+    def test_greedy_generation(self, pair):
+        theirs, ours, _ = pair
+        with torch.no_grad():
+            cached = self.greedy(ours, IDS, MASK, cached=True)
+            assert torch.equal(cached, self.greedy(ours, IDS, MASK, cached=False))
+            for row, text in enumerate(IDS):
+                alone = text[MASK[row].bool()][None]
+                expected = theirs.generate(
+                    alone,
+                    attention_mask=torch.ones_like(alone),
+                    max_new_tokens=self.steps,
+                    do_sample=False,
+                )
+                assert torch.equal(cached[row, -self.steps :], expected[0, -self.steps :])
+
+    def test_left_padded_batch_of_theirs(self, pair):
+        theirs, ours, _ = pair
+        expected = theirs.generate(
+            IDS, attention_mask=MASK, max_new_tokens=self.steps, do_sample=False
+        )
+        with torch.no_grad():
+            assert torch.equal(self.greedy(ours, IDS, MASK, cached=True), expected)
+
+    def test_a_prompt_may_enter_the_cache_in_pieces(self, pair):
+        _, ours, _ = pair
+        cache = RowCache(ours.config, 3, torch.float32)
+        with torch.no_grad():
+            whole = ours(IDS, MASK).logits
+            pieces = [
+                ours(IDS[:, a:b], MASK[:, :b], cache).logits for a, b in ((0, 4), (4, 5), (5, 6))
+            ]
+        self.close(torch.cat(pieces, 1)[MASK.bool()], whole[MASK.bool()])
+
+    def test_bfloat16_within_its_precision(self, pair):
+        theirs, _, folder = pair
+        ours = load_model(folder, dtype="bfloat16", head=self.head)
+        assert {p.dtype for p in ours.parameters()} == {torch.bfloat16}
+        ids = torch.arange(3, 33).view(2, 15)
+        with torch.no_grad():
+            exact = theirs(ids).logits
+            their_error = (theirs.bfloat16()(ids).logits.float() - exact).norm()
+            found = (ours(ids).logits.float() - exact).norm()
+            theirs.float()
+        theirs.load_state_dict(type(theirs).from_pretrained(folder, dtype="float32").state_dict())
+        assert found < 1.5 * their_error + 0.01 * exact.norm()
+
+    def greedy(self, model, ids, mask, cached):
+        """Continue padded rows, with the cache or by computing everything again."""
+        cache = RowCache(model.config, len(ids), torch.float32) if cached else None
+        start = 0
+        for _ in range(self.steps):
+            fed = ids[:, start:] if cached else ids
+            logits = model(fed, mask, cache, logits_to_keep=1).logits
+            start = ids.shape[1]
+            ids = torch.cat((ids, logits.argmax(-1)), dim=1)
+            mask = torch.cat((mask, torch.ones_like(mask[:, :1])), dim=1)
+        return ids

@@ -43,11 +43,10 @@ def expert_mix_reference(
     activation: Activation = functional.silu,
 ) -> Tensor:
     """``Σₖ weightₖ · downₖ(activation(gateₖ(x)) · upₖ(x))``, with every expert on every token."""
-    weight_NX = torch.zeros(x_NE.shape[0], down_XEF.shape[0], dtype=weights_NK.dtype)
-    weight_NX = weight_NX.to(x_NE.device).scatter(1, experts_NK, weights_NK)
     gate_XNF, up_XNF = (x_NE @ gate_up_X2FE.mT).chunk(2, dim=-1)
     out_XNE = (activation(gate_XNF) * up_XNF) @ down_XEF.mT
-    return (out_XNE * weight_NX.t()[..., None]).sum(0).to(x_NE.dtype)
+    row_N1 = torch.arange(len(x_NE), device=x_NE.device)[:, None]
+    return (out_XNE[experts_NK, row_N1] * weights_NK[..., None]).sum(1).to(x_NE.dtype)
 
 
 def expert_mix(
@@ -61,8 +60,8 @@ def expert_mix(
     """See :func:`expert_mix_reference`; every expert computes only the tokens that chose it.
 
     A token's experts must differ from one another, as :func:`route` gives them. ``activation`` is
-    applied to the gate and must be elementwise. No slot is dropped, the sum over a token's experts
-    has a fixed order, and a weight that nothing chose is not read and gets a gradient of zero.
+    applied to the gate. The sum over a token's experts has a fixed order; an expert that no token
+    chose is not read, and its gradient is zero.
     """
     tensors = (x_NE, weights_NK, gate_up_X2FE, down_XEF)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
@@ -78,9 +77,10 @@ class _Groups(NamedTuple):
     """The slots of all tokens, ordered by expert."""
 
     ranges: list[tuple[int, int, int]]  # expert, first slot, end; experts with slots only
-    order_S: Tensor  # which of the N · K choices, in the tokens' order, a slot is
-    token_S: Tensor
-    slot_NK: Tensor  # the inverse of order_S
+    # Which of the N · K choices, counted in the tokens' order, a slot is.
+    order_S: Tensor  # noqa: N815
+    token_S: Tensor  # noqa: N815
+    slot_NK: Tensor  # noqa: N815 (the inverse of order_S)
 
 
 def _group(experts_NK: Tensor, count: int) -> _Groups:
@@ -115,7 +115,7 @@ def _mix(
         kept_C2F = None if kept_S2F is None else kept_S2F[start:end]
         gate_up_C2F = torch.mm(rows_CE, gate_up_X2FE[expert].t(), out=kept_C2F)
         gate_CF, up_CF = gate_up_C2F.chunk(2, dim=-1)
-        hidden_CF = activation(gate_CF).mul_(up_CF)
+        hidden_CF = activation(gate_CF) * up_CF
         out_CE = torch.mm(hidden_CF, down_XEF[expert].t(), out=out_SE[start:end])
         out_CE.mul_(weights_S1[start:end])
     return _sum_slots(out_SE, groups.slot_NK)

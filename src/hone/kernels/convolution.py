@@ -128,15 +128,15 @@ class _Convolution(torch.autograd.Function):
         lagged_WC = weight_CW.flip(1).t().contiguous()
         y_NC = torch.empty_like(x_NC)
         for lag, outputs, inputs, sequence in _overlaps(bounds, *lagged_WC.shape):
-            if lag == 0 and bias_C is None:
-                torch.mul(x_NC[inputs], lagged_WC[0], out=y_NC[outputs])
-            elif lag == 0:
+            if lag == 0 and bias_C is not None:
                 torch.addcmul(bias_C, x_NC[inputs], lagged_WC[0], out=y_NC[outputs])
+            elif lag == 0:
+                torch.mul(x_NC[inputs], lagged_WC[0], out=y_NC[outputs])
             elif sequence is None:
                 y_NC[outputs].addcmul_(x_NC[inputs], lagged_WC[lag])
             elif before_nKC is not None:
                 y_NC[outputs].addcmul_(before_nKC[sequence, inputs], lagged_WC[lag])
-        ctx.save_for_backward(x_NC, lagged_WC, before_nKC)
+        ctx.save_for_backward(x_NC, lagged_WC, before_nKC)  # type: ignore[arg-type]
         ctx.bounds = bounds  # type: ignore[attr-defined]
         return y_NC
 

@@ -104,7 +104,7 @@ def _one_token_each(
 class _Block(NamedTuple):
     """Some tokens of one sequence."""
 
-    index: int
+    place: int  # among all blocks
     tokens: slice
 
 
@@ -180,8 +180,8 @@ class _SelectiveScan(torch.autograd.Function):
             A_SW = A_SD[:, part]
             for h_SD, sequence in zip(h_nSD, blocks.sequences, strict=True):
                 h_SW = h_SD[:, part]
-                for index, tokens in sequence:
-                    before_KSD[index, :, part] = h_SW
+                for place, tokens in sequence:
+                    before_KSD[place, :, part] = h_SW
                     delta_TW, u_TW, B_TS = delta_ND[tokens, part], u_ND[tokens, part], B_NS[tokens]
                     shape = (len(B_TS), *A_SW.shape)
                     decay_TSW, h_TSW = (_shaped(buffer, *shape) for buffer in buffers)
@@ -206,9 +206,9 @@ class _SelectiveScan(torch.autograd.Function):
             A_SW = A_SD[:, part]
             for dh_SD, sequence in zip(dh_nSD, blocks.sequences, strict=True):
                 dh_SW = dh_SD[:, part]
-                for index, tokens in reversed(sequence):
+                for place, tokens in reversed(sequence):
                     delta_TW, u_TW, B_TS = delta_ND[tokens, part], u_ND[tokens, part], B_NS[tokens]
-                    dy_TW, before_SW = dy_ND[tokens, part], before_KSD[index, :, part]
+                    dy_TW, before_SW = dy_ND[tokens, part], before_KSD[place, :, part]
                     shape = (len(B_TS), *A_SW.shape)
                     decay_TSW, h_TSW, g_TSW, product_TSW = (_shaped(b, *shape) for b in buffers)
                     _run(delta_TW, u_TW, A_SW, B_TS, before_SW, decay_TSW, h_TSW)

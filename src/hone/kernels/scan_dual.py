@@ -114,23 +114,13 @@ def _one_token_each(
 class _Chunk(NamedTuple):
     """What the tokens of one chunk do to one another and to the state."""
 
-    entering_LHP: Tensor  # dt x
-    scores_GLL: Tensor  # C Bᵀ
-    decay_HLL: Tensor  # from the token in the column to that in the row; zero to the past
-    since_LH1: Tensor  # decay since the state before the chunk
-    until_LH1: Tensor  # decay until the state after it
-
-    @property
-    def mixing_HLL(self) -> Tensor:
-        """The matrix that maps what enters to the outputs (section 3.1: the semiseparable one)."""
-        heads, length, _ = self.decay_HLL.shape
-        decay_GJLL = self.decay_HLL.view(len(self.scores_GLL), -1, length, length)
-        return (decay_GJLL * self.scores_GLL[:, None]).view_as(self.decay_HLL)
-
-    @property
-    def through_H(self) -> Tensor:
-        """The decay of the state from before to after the chunk."""
-        return self.since_LH1[-1, :, 0]
+    entering: Tensor  # dt x [L, H, P]
+    scores: Tensor  # C Bᵀ [G, L, L]
+    decay: Tensor  # [H, L, L] from the token in the column to that in the row, zero to the past
+    mixing: Tensor  # [H, L, L] from what enters to the outputs: decay times scores (section 3.1)
+    since: Tensor  # [L, H, 1] decay since the state before the chunk
+    until: Tensor  # [L, H, 1] decay until the state after it
+    through: Tensor  # [G, 1, J, 1] decay from one to the other
 
 
 def _chunk(x_LHP: Tensor, dt_LH: Tensor, A_H: Tensor, B_LGS: Tensor, C_LGS: Tensor) -> _Chunk:
@@ -139,12 +129,18 @@ def _chunk(x_LHP: Tensor, dt_LH: Tensor, A_H: Tensor, B_LGS: Tensor, C_LGS: Tens
     sum_HL = sum_LH.t()
     decay_HLL = (sum_HL[:, :, None] - sum_HL[:, None, :]).to(x_LHP.dtype)
     future_LL = torch.ones_like(decay_HLL[0], dtype=torch.bool).triu_(1)
+    decay_HLL.masked_fill_(future_LL, -torch.inf).exp_()
+    scores_GLL = torch.bmm(C_LGS.transpose(0, 1), B_LGS.permute(1, 2, 0))
+    decay_GJLL = decay_HLL.unflatten(0, (len(scores_GLL), -1))
+    since_LH1 = sum_LH.exp().to(x_LHP.dtype)[:, :, None]
     return _Chunk(
-        entering_LHP=x_LHP * dt_LH[:, :, None],
-        scores_GLL=torch.bmm(C_LGS.transpose(0, 1), B_LGS.permute(1, 2, 0)),
-        decay_HLL=decay_HLL.masked_fill_(future_LL, -torch.inf).exp_(),
-        since_LH1=sum_LH.exp().to(x_LHP.dtype)[:, :, None],
-        until_LH1=(sum_LH[-1] - sum_LH).exp().to(x_LHP.dtype)[:, :, None],
+        entering=x_LHP * dt_LH[:, :, None],
+        scores=scores_GLL,
+        decay=decay_HLL,
+        mixing=(decay_GJLL * scores_GLL[:, None]).flatten(0, 1),
+        since=since_LH1,
+        until=(sum_LH[-1] - sum_LH).exp().to(x_LHP.dtype)[:, :, None],
+        through=since_LH1[-1].view(len(scores_GLL), 1, -1, 1),
     )
 
 
@@ -193,11 +189,11 @@ class _StateSpaceDual(torch.autograd.Function):
             before.append(h_GSF.clone())
             x_LHP, B_LGS, C_LGS = x_NHP[tokens], B_NGS[tokens], C_NGS[tokens]
             c = _chunk(x_LHP, dt_NH[tokens], A_H, B_LGS, C_LGS)
-            inside_HLP = torch.bmm(c.mixing_HLL, c.entering_LHP.transpose(0, 1))
+            inside_HLP = torch.bmm(c.mixing, c.entering.transpose(0, 1))
             carried_LHP = _by_token(torch.bmm(C_LGS.transpose(0, 1), h_GSF), x_LHP)
-            torch.addcmul(inside_HLP.transpose(0, 1), carried_LHP, c.since_LH1, out=y_NHP[tokens])
-            h_nGSJP[sequence].mul_(c.through_H.view(groups, 1, -1, 1))
-            h_GSF.baddbmm_(B_LGS.permute(1, 2, 0), _by_group(c.entering_LHP * c.until_LH1, groups))
+            torch.addcmul(inside_HLP.transpose(0, 1), carried_LHP, c.since, out=y_NHP[tokens])
+            h_nGSJP[sequence].mul_(c.through)
+            h_GSF.baddbmm_(B_LGS.permute(1, 2, 0), _by_group(c.entering * c.until, groups))
         ctx.save_for_backward(x_NHP, dt_NH, A_H, B_NGS, C_NGS, *before)
         ctx.plan = (bounds, chunk)  # type: ignore[attr-defined]
         return y_NHP, h_nGSJP.permute(0, 1, 3, 4, 2).flatten(1, 2)
@@ -218,19 +214,19 @@ class _StateSpaceDual(torch.autograd.Function):
             x_LHP, dt_LH, B_LGS, C_LGS = x_NHP[tokens], dt_NH[tokens], B_NGS[tokens], C_NGS[tokens]
             dy_LHP, dh_GSF, dh_GSJP = dy_NHP[tokens], dh_nGSF[sequence], dh_nGSJP[sequence]
             c = _chunk(x_LHP, dt_LH, A_H, B_LGS, C_LGS)
-            mixing_HLL, dy_HLP = c.mixing_HLL, dy_LHP.transpose(0, 1)
+            mixing_HLL, dy_HLP = c.mixing, dy_LHP.transpose(0, 1)
             # Through the products inside the chunk.
-            dmixing_HLL = torch.bmm(dy_HLP, c.entering_LHP.permute(1, 2, 0))
+            dmixing_HLL = torch.bmm(dy_HLP, c.entering.permute(1, 2, 0))
             dinside_LHP = torch.bmm(mixing_HLL.transpose(1, 2), dy_HLP).transpose(0, 1)
-            dscores_GLL = (dmixing_HLL * c.decay_HLL).unflatten(0, (groups, -1)).sum(1)
+            dscores_GLL = (dmixing_HLL * c.decay).unflatten(0, (groups, -1)).sum(1)
             # Through the state before the chunk.
             carried_LHP = _by_token(torch.bmm(C_LGS.transpose(0, 1), h_GSF), x_LHP)
-            dcarried_LHP = dy_LHP * c.since_LH1
+            dcarried_LHP = dy_LHP * c.since
             dcarried_GLF = _by_group(dcarried_LHP, groups)
             # Through the state after it.
-            leaving_LHP = c.entering_LHP * c.until_LH1
+            leaving_LHP = c.entering * c.until
             dleaving_LHP = _by_token(torch.bmm(B_LGS.transpose(0, 1), dh_GSF), x_LHP)
-            dentering_LHP = torch.addcmul(dinside_LHP, dleaving_LHP, c.until_LH1)
+            dentering_LHP = torch.addcmul(dinside_LHP, dleaving_LHP, c.until)
             dC_GLS = torch.bmm(dscores_GLL, B_LGS.transpose(0, 1))
             dC_GLS.baddbmm_(dcarried_GLF, h_GSF.transpose(1, 2))
             dB_GLS = torch.bmm(dscores_GLL.transpose(1, 2), C_LGS.transpose(0, 1))
@@ -241,7 +237,7 @@ class _StateSpaceDual(torch.autograd.Function):
             dlog_LH = _crossing(dmixing_HLL.mul_(mixing_HLL)).t()
             dlog_LH = dlog_LH + (dcarried_LHP * carried_LHP).sum(-1).flip(0).cumsum(0).flip(0)
             dlog_LH[1:] += (leaving_LHP * dleaving_LHP).sum(-1).cumsum(0)[:-1]
-            dh_GSJP.mul_(c.through_H.view(groups, 1, -1, 1))
+            dh_GSJP.mul_(c.through)
             h_GSJP = h_GSF.view_as(dh_GSJP)
             dlog_LH += (dh_GSJP * h_GSJP).sum((1, 3)).flatten()
             dh_GSF.baddbmm_(C_LGS.permute(1, 2, 0), dcarried_GLF)

@@ -30,7 +30,7 @@ def both(arguments):
         pull = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)
         wanted = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         # The last term has no gradient: an empty reference depends on nothing.
-    loss = (y * pull).sum() + state.square().sum() + 0 * sum(leaf.sum() for leaf in wanted)
+        loss = (y * pull).sum() + state.square().sum() + 0 * sum(leaf.sum() for leaf in wanted)
         yield y, state, *torch.autograd.grad(loss, wanted)
 
 

@@ -236,9 +236,9 @@ class Tokenizer:
         # The mask is 1 for what was added, 0 for a special token that the text itself spells.
         if len(ids) < 2 or ids[0] != ids[1] or not added[0] or added[1]:
             return 0
-        # BERT's [CLS] is no BOS. With no config beside tokenizer.json nothing is called BOS, and
-        # what stands before every text is one still.
-        if ids[0] == self.cls_id and ids[0] != self.bos_id:
+        # With no config beside tokenizer.json nothing is called BOS, and yet what stands before
+        # every text is one, unless it has another role ([CLS], or the </s> of an empty first text).
+        if ids[0] != self.bos_id and ids[0] in (self.cls_id, self.sep_id, self.eos_id):
             return 0
         return next((at for at, index in enumerate(ids) if index != ids[0]), len(ids)) - 1
 

@@ -1,10 +1,12 @@
 import datetime
 import json
+import time
 
 import pytest
 
 from hone.core.errors import CheckpointError, RequestError
 from hone.text.chat import ChatTemplate
+from hone.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.smoke
 
@@ -24,6 +26,14 @@ TOOLS = [
         },
     }
 ]
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "부산"}}}
+TOOL_CONVERSATION = [
+    {"role": "user", "content": "부산 날씨?"},
+    {"role": "assistant", "content": None, "tool_calls": [CALL], "name": None},
+    {"role": "tool", "name": "weather", "content": [{"type": "text", "text": "맑음"}]},
+    {"role": "assistant", "content": "맑아요.", "reasoning": "도구가 그랬다"},
+    {"role": "user", "content": ("a", 1, 2.5, True, None), "extra": {"k": [None]}},
+]
 TEMPLATES = {
     "loops": "{% for m in messages %}{% if loop.index == 3 %}{% break %}{% endif %}"
     "{{ m.role }}: {{ m.content | trim }}\n{% endfor %}",
@@ -34,6 +44,38 @@ TEMPLATES = {
     "generation": "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}"
     "{{ m.content + eos_token }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}"
     "{% endfor %}",
+    # What published templates are made of: tests of types, slices, macros, calls, JSON.
+    "tools": """
+{%- macro show(content) -%}
+    {%- if content is string %}{{ content | trim }}
+    {%- elif content is mapping or content is sequence -%}
+        {%- for part in content if part is mapping %}{{ part['text'] }}{% endfor -%}
+    {%- endif -%}
+{%- endmacro -%}
+{%- if messages[0]['role'] == 'system' -%}
+    {%- set head = messages[0]['content'] %}{% set rest = messages[1:] -%}
+{%- else -%}{% set head = none %}{% set rest = messages -%}{%- endif -%}
+{{- bos_token -}}
+{%- if tools is defined and tools -%}
+    <tools>{% for tool in tools %}{{ tool | tojson }}{% if not loop.last %},{% endif %}{% endfor %}
+{%- endif -%}
+{%- for m in rest %}
+    {%- if m.role == 'assistant' and m.tool_calls is defined -%}
+        {%- for call in m.tool_calls -%}
+            <call>{{ {'name': call.function.name, 'with': call['function']['arguments']} | tojson }}
+        {%- endfor -%}
+    {%- elif 'content' in m -%}
+        {{ '<' ~ m.role ~ '>' + show(m.content) }}
+        {%- if m.reasoning_content is defined and loop.index0 > rest | length - 3 -%}
+            <think>{{ m.reasoning_content.split('가')[-1] }}</think>
+        {%- endif -%}
+    {%- endif -%}
+    {{- eos_token if loop.cycle(true, false) -}}
+{%- endfor %}
+{%- if add_generation_prompt %}<assistant>{{ '%s-%d' % (head or 'x', 2 * 3) }}{% endif -%}
+{{- messages | map(attribute='role') | join(',') | upper }}{{ messages[-1].get('content') }}
+{{- messages | selectattr('role', 'equalto', 'user') | list | length -}}
+""",
     "namespace": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}"
     "{% endfor %}{{ ns.n }}{{ strftime_now('%Y') }}{{ extra }}{{ dict(a=1) | tojson }}",
 }
@@ -49,14 +91,17 @@ def oracle():
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-@pytest.mark.parametrize("tools", [None, TOOLS])
+@pytest.mark.parametrize("tools", [None, [], TOOLS])
 @pytest.mark.parametrize("add_generation_prompt", [True, False])
-def test_renders_as_transformers_does(oracle, name, tools, add_generation_prompt):
+@pytest.mark.parametrize("messages", [CONVERSATION, TOOL_CONVERSATION])
+def test_renders_as_transformers_does(oracle, name, tools, add_generation_prompt, messages):
+    if messages is TOOL_CONVERSATION and name in ("loops", "blocks", "generation"):
+        messages = [message for message in messages if isinstance(message["content"], str)]
     template = ChatTemplate(
         TEMPLATES[name], {"bos_token": "<s>", "eos_token": {"content": "</s>", "lstrip": False}}
     )
     expected = oracle.apply_chat_template(
-        CONVERSATION,
+        messages,
         tools=tools,
         chat_template=TEMPLATES[name],
         tokenize=False,
@@ -64,15 +109,13 @@ def test_renders_as_transformers_does(oracle, name, tools, add_generation_prompt
         extra="<x>",
     )
     found = template.render(
-        CONVERSATION, tools, add_generation_prompt=add_generation_prompt, extra="<x>"
+        messages, tools, add_generation_prompt=add_generation_prompt, extra="<x>"
     )
     assert found == expected
 
 
 def test_a_published_template_renders_as_transformers_does(hone_data):
     from transformers import AutoTokenizer
-
-    from hone.text.tokenizer import Tokenizer
 
     folder = hone_data / "tokenizers" / "chatml-49k"
     ours, theirs = Tokenizer.load(folder), AutoTokenizer.from_pretrained(folder)
@@ -105,25 +148,97 @@ def test_a_broken_template_names_its_line():
         ChatTemplate("{{ bos_token }}\n{% if %}")
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
-        "{{ messages.__class__.__mro__ }}",
-        "{{ ''.__class__.__base__.__subclasses__() }}",
-        "{{ messages.append(1) }}",
-        "{{ strftime_now.__globals__ }}",
-        "{{ namespace.__init__.__globals__ }}",
-    ],
-)
+HOSTILE = [
+    "{{ messages.__class__.__mro__ }}",
+    "{{ ''.__class__.__base__.__subclasses__() }}",
+    "{{ ''['__class__'] }}",
+    "{{ '' | attr('__class__') }}",
+    "{{ messages | map(attribute='__class__') | list }}",
+    "{{ '{0.__class__}'.format('') }}",
+    "{{ '{x.__class__}'.format_map({'x': ''}) }}",
+    "{% set f = ''.format %}{{ f.__self__ }}",
+    "{{ strftime_now.__globals__ }}",
+    "{{ raise_exception.__globals__ }}",
+    "{{ range.__init__.__globals__ }}",
+    "{{ range._left }}",
+    "{{ namespace.__init__.__globals__ }}",
+    "{{ dict.__class__ }}",
+    "{{ cycler.__init__.__globals__ }}",
+    "{{ self.__init__.__globals__ }}",
+    "{{ self._TemplateReference__context }}",
+    "{{ loop.__class__ }}",
+    "{% set ns = namespace(__class__='object') %}{{ ns.__class__ }}object",
+    "{% set ns = namespace() %}{% set ns.__init__ = 'object' %}object",
+    "{% set ns = namespace({'_x': 1}) %}object",
+    "{% macro m() %}{% endmacro %}{{ m.__call__.__globals__ }}",
+    "{{ joiner.__init__.__globals__ }}{{ lipsum.__globals__['os'] }}",
+    "{% include '/etc/passwd' %}object",
+    "{% import 'os' as os %}object",
+    "{% extends 'x' %}object",
+    "{{ messages.append(1) }}object",
+    "{{ messages.clear() }}object",
+    "{{ messages[0].update(role='x') }}object",
+    "{{ messages[0].pop('role') }}object",
+    "{{ messages[0].setdefault('x', 1) }}object",
+    "{{ messages.sort() }}object",
+]
+
+
+@pytest.mark.parametrize("source", HOSTILE)
 def test_a_template_cannot_reach_python_or_change_the_messages(source):
     messages = [dict(message) for message in CONVERSATION]
     try:
         rendered = ChatTemplate(source).render(messages)
     except RequestError:
         rendered = ""
-    assert "object" not in rendered
-    assert "os" not in rendered
+    for trace in ("object", "os", "<class", "function", "module", "built-in", "10000000"):
+        assert trace not in rendered
     assert messages == CONVERSATION
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for i in range(10 ** 9) %}{% endfor %}",
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+        "{{ 'x' * 10 ** 12 }}",
+        "{{ 10 ** 9 * 'x' }}",
+        "{{ [1] * 10 ** 12 }}",
+        "{{ 10 ** (10 ** 10) }}",
+        "{{ 2 ** -(10 ** 10) }}",
+        "{{ 'x' * -5 + 'x' * (1.5 * 2) }}",
+        "{{ 1 / 0 }}",
+        "{{ '%d' % 'x' }}",
+        "{{ messages[0].nothing.more }}",
+        "{{ none + 1 }}",
+        "{{ undefined_function() }}",
+        "{% for m in messages recursive %}{{ loop(messages) }}{% endfor %}",
+    ],
+)
+def test_a_template_that_never_ends_or_breaks_is_refused_at_once(source):
+    started = time.perf_counter()
+    with pytest.raises(RequestError, match="The chat template"):
+        ChatTemplate(source).render(CONVERSATION)
+    assert time.perf_counter() - started < 5
+
+
+def test_each_rendering_has_its_own_allowance(monkeypatch):
+    monkeypatch.setattr("hone.text.chat._MOST_STEPS", 100)
+    template = ChatTemplate("{% for i in range(90) %}{% endfor %}{{ 3 * 'ab' }}{{ 2 ** 10 }}")
+    assert {template.render(CONVERSATION) for _ in range(3)} == {"ababab1024"}
+
+
+def test_a_template_nested_without_end_is_refused():
+    with pytest.raises(CheckpointError, match="nested too deeply"):
+        ChatTemplate("{{ " + "(" * 5000 + ")" * 5000 + " }}")
+
+
+def test_bos_is_what_the_template_writes_and_no_more():
+    tokenizer = Tokenizer.train(["hello"], 300, "{{ bos_token }}{{ messages[0].content }}")
+    rendered = ChatTemplate(tokenizer.chat_template, tokenizer.config).render(CONVERSATION[1:])
+    assert tokenizer.encode(rendered)[:1] == [tokenizer.bos_id]
+    assert tokenizer.encode(rendered, True) == tokenizer.encode(rendered)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Where a checkpoint keeps its chat templates: files of their own, or the tokenizer's config."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ def write_templates(directory: Path, templates: Mapping[str, str]) -> None:
         if name == "default":
             write_text(directory / _FILE, source)
             continue
-        if Path(name).name != name:  # names come from a checkpoint: none may leave the folder
+        # Names come from a checkpoint: none may leave the folder.
+        if not re.fullmatch(r"\w[\w .-]*", name):
             raise CheckpointError(f"{name!r} cannot be the name of a chat template's file.")
         write_text(directory / _FOLDER / f"{name}.jinja", source)
 

@@ -83,21 +83,22 @@ def rotary_periods(theta: float | Tensor, size: int) -> Tensor:
     """Positions per radian of each rotated pair, float32 ``[R/2]`` (Su et al. 2021, section 3.4.2).
 
     Args:
-        theta: the base, a number or a float32 scalar.
+        theta: the base, a number; or float32 ``[n, 1]`` for ``[n, R/2]``.
         size: R; an odd one has its last pair's partner beyond it.
     """
     return theta ** (torch.arange(0, size, 2, dtype=torch.float32, device="cpu") / size)
 
 
-def ntk_base(theta: float, size: int, factor: float, context: int, length: int) -> Tensor:
-    """The rotary base for a sequence of ``length`` beyond ``context``, a float32 scalar, so that
-    its slowest pair turns as far as at the end of the context (dynamic NTK scaling; Peng et al.
-    2023, appendix A.1 and section 3.3).
+def ntk_bases(theta: float, size: int, factor: float, context: int, lengths: Tensor) -> Tensor:
+    """The rotary base for sequences of these ``lengths``, float32 of the same shape ``[n]``: beyond
+    ``context`` it grows, so that the slowest pair turns no farther than at the end of the context
+    (dynamic NTK scaling; Peng et al. 2023, appendix A.1 and section 3.3).
     """
-    # A tensor of no dimensions, as in transformers: float32 rounds at each step, and an angle of
-    # thousands of radians shows the last bit of the base.
-    stretch = factor * torch.tensor(length, device="cpu") / context - (factor - 1)
-    return theta * stretch ** (size / (size - 2))
+    stretch_n = factor * lengths / context - (factor - 1)
+    # One power at a time: among many numbers the last bit depends on what is beside a number, and
+    # an angle of thousands of radians shows the last bit of its base.
+    powers = [stretch ** (size / (size - 2)) for stretch in stretch_n.unbind()]
+    return torch.where(lengths > context, theta * torch.stack(powers), theta)
 
 
 def yarn_frequencies(

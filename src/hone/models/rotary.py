@@ -13,7 +13,7 @@ from torch import Tensor
 from hone.core.errors import CheckpointError
 from hone.kernels.positions import (
     llama3_frequencies,
-    ntk_base,
+    ntk_bases,
     rotary_periods,
     yarn_frequencies,
 )
@@ -212,9 +212,8 @@ def rotary_frequencies(
         case LinearScaling(factor):
             return 1.0 / rotary_periods(theta, size) / factor, 1.0
         case DynamicScaling(factor):
-            base: float | Tensor = theta
-            if length > context:
-                base = ntk_base(theta, size, factor, context, length)
+            lengths = torch.tensor([length], device="cpu")
+            base = ntk_bases(theta, size, factor, context, lengths)
             return 1.0 / rotary_periods(base, size), 1.0
         case Llama3Scaling(factor, low, high, original):
             return llama3_frequencies(theta, size, factor, original, low, high), 1.0
@@ -255,14 +254,14 @@ class RotaryTable:
     def __init__(self, rotary: Rotary, head_dim: int, context: int) -> None:
         """See :func:`rotary_frequencies` for the arguments and errors."""
         self._settings = (rotary, head_dim, context)
-        self._frequencies, self._factor = rotary_frequencies(rotary, head_dim, context)
-        self._dynamic = isinstance(rotary.scaling, DynamicScaling)
-        self._original = 0
-        self._long: Tensor | None = None
+        frequencies, self._factor = rotary_frequencies(rotary, head_dim, context)
+        self.needs_lengths = isinstance(rotary.scaling, DynamicScaling | LongScaling)
         if isinstance(rotary.scaling, LongScaling):
-            self._original = rotary.scaling.original_max_position_embeddings
-            self._long, _ = rotary_frequencies(rotary, head_dim, context, self._original + 1)
-        self.needs_lengths = self._dynamic or self._long is not None
+            beyond = rotary.scaling.original_max_position_embeddings + 1
+            long, _ = rotary_frequencies(rotary, head_dim, context, beyond)
+            frequencies = torch.stack((frequencies, long))
+        # Copies stay where they were needed: moving one in every pass would stall a GPU.
+        self._frequencies = {frequencies.device: frequencies}
 
     def __call__(self, positions_N: Tensor, lengths_N: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Cosines and sines, times the scaling's factor, ``[2, N, R/2]``.
@@ -281,24 +280,26 @@ class RotaryTable:
 
     def angles(self, positions_N: Tensor, lengths_N: Tensor | None) -> Tensor:
         """Radians, float32 ``[N, R/2]``."""
-        frequencies = self._frequencies.to(positions_N.device)
+        device = positions_N.device
+        if device not in self._frequencies:
+            self._frequencies[device] = self._frequencies[torch.device("cpu")].to(device)
+        frequencies = self._frequencies[device]
         if self.needs_lengths:
             assert lengths_N is not None, "these rotary settings need the sequences' lengths"
-            if self._long is None:
-                frequencies = self._grown(lengths_N)
-            else:
-                is_long_N1 = lengths_N[:, None] > self._original
-                long = self._long.to(positions_N.device)
-                frequencies = torch.where(is_long_N1, long, frequencies)
+            frequencies = self._of_lengths(frequencies, lengths_N)
         return positions_N.float()[:, None] * frequencies
 
-    def _grown(self, lengths_N: Tensor) -> Tensor:
-        """Dynamic scaling's frequencies ``[N, R/2]``; lengths are read back from the device."""
+    def _of_lengths(self, frequencies: Tensor, lengths_N: Tensor) -> Tensor:
+        """Each token's own frequencies, ``[N, R/2]``."""
         rotary, head_dim, context = self._settings
-        lengths, rows_N = lengths_N.clamp_min(context).unique(return_inverse=True)
-        # One length at a time: a token's bits must not depend on which lengths are beside it.
-        known = [rotary_frequencies(rotary, head_dim, context, n)[0] for n in lengths.tolist()]
-        return torch.stack(known).to(lengths_N.device)[rows_N]
+        if isinstance(rotary.scaling, LongScaling):
+            return frequencies[(lengths_N > rotary.scaling.original_max_position_embeddings).long()]
+        assert isinstance(rotary.scaling, DynamicScaling)
+        theta, size = rotary.theta, int(head_dim * rotary.fraction)
+        # On the CPU whatever the device: the power's last bit is then the same everywhere.
+        lengths_n, row_N = lengths_N.clamp_min(context).cpu().unique(return_inverse=True)
+        base_n = ntk_bases(theta, size, rotary.scaling.factor, context, lengths_n)
+        return (1.0 / rotary_periods(base_n[:, None], size))[row_N].to(lengths_N.device)
 
 
 def _is_number(value: Any) -> bool:

@@ -5,10 +5,11 @@ from hypothesis import strategies as st
 
 from hone.core.errors import CapacityError
 from hone.engine.cache import RowCache
-from hone.kernels import rotary_table
+from hone.kernels import AttentionRule, rotary_table
 from hone.kernels.decode import decode_attention, decode_attention_reference
 from hone.models import ModelConfig
 
+RULE = AttentionRule(6, 2)
 CONFIG = ModelConfig(
     vocab_size=9,
     hidden_size=24,
@@ -41,10 +42,11 @@ def no_rotation(tokens):
 def test_rows_of_any_lengths_attend_to_themselves_only(lengths, steps, data):
     generator = torch.Generator().manual_seed(3)
     rows = [torch.randn(length + 80, 40, generator=generator) for length in lengths]
-    cache = RowCache(CONFIG, lengths, torch.float32)
+    cache = RowCache(CONFIG, len(lengths), torch.float32)
+    cache.begin(lengths)
     prompt = torch.cat([row[:n] for row, n in zip(rows, lengths, strict=True)])
     assert cache.positions().tolist() == [p for n in lengths for p in range(n)]
-    out = cache.attend(0, prompt, no_rotation(len(prompt)))
+    out = cache.attend(0, prompt, no_rotation(len(prompt)), RULE, None)
     expected = [attend_alone(row[:n], n) for row, n in zip(rows, lengths, strict=True)]
     torch.testing.assert_close(out, torch.cat(expected), atol=1e-5, rtol=1e-5)
     cache.advance()
@@ -54,10 +56,11 @@ def test_rows_of_any_lengths_attend_to_themselves_only(lengths, steps, data):
             cache.select_rows(kept)
             rows, lengths = [rows[i] for i in kept], [lengths[i] for i in kept]
         now = [n + step for n in lengths]
+        cache.begin([1] * len(rows))
         assert cache.positions().tolist() == now
         tokens = torch.stack([row[at] for row, at in zip(rows, now, strict=True)])
         padded = torch.cat((tokens, torch.zeros(2, 40)))
-        out = cache.attend(0, padded, no_rotation(len(padded)))
+        out = cache.attend(0, padded, no_rotation(len(padded)), RULE, None)
         cache.advance()
         if step in (0, 2, steps - 1):
             last = [attend_alone(r[: at + 1], at + 1)[-1] for r, at in zip(rows, now, strict=True)]
@@ -83,4 +86,6 @@ def test_decode_attention_equals_its_reference(dtype, heads, kv_heads):
 
 def test_a_cache_that_does_not_fit_is_refused_with_a_sentence():
     with pytest.raises(CapacityError, match="no memory"):
-        RowCache(CONFIG, [2**46], torch.float32)
+        cache = RowCache(CONFIG, 1, torch.float32)
+        cache.begin([2**46])
+        cache.attend(0, torch.zeros(1, 40), None, RULE, None)

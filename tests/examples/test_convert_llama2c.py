@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hone.core.errors import CheckpointError
-from hone.models import ContiguousCache, load_model
+from hone.engine.cache import RowCache
+from hone.models import load_model
 from hone.text.tokenizer import Tokenizer
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "convert_llama2c.py"
@@ -88,7 +89,7 @@ def test_the_story_word_for_word(stories):
     story = (source / "STORY.txt").read_text().rstrip("\n")
     model, tokenizer = load_model(folder), Tokenizer.load(folder)
     ids = tokenizer.encode("", add_special_tokens=True)
-    cache, fed = ContiguousCache(model.config, 1, 512), torch.tensor([ids])
+    cache, fed = RowCache(model.config, 1, torch.float32), torch.tensor([ids])
     with torch.no_grad():
         while len(ids) < 1 + len(tokenizer.encode(story)):
             fed = model(fed, cache=cache, logits_to_keep=1).logits.argmax(-1)

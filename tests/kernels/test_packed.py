@@ -4,10 +4,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hone.kernels import packed
-from hone.kernels.packed import PackedLayout, packed_attention, packed_attention_reference
+from hone.kernels.attention import AttentionRule
+from hone.kernels.packed import (
+    PackedLayout,
+    packed_attention,
+    packed_attention_reference,
+    packed_cross_attention,
+)
 from hone.kernels.rotary import rotary_table
 
 SIZE = 8
+RULE = AttentionRule(2, 1)
 
 
 def pack(lengths, heads, kv_heads, dtype=torch.float32):
@@ -20,10 +27,11 @@ def pack(lengths, heads, kv_heads, dtype=torch.float32):
     return qkv, rotary, PackedLayout(bounds)
 
 
-def both(qkv, rotary, layout, heads, kv_heads):
+def both(qkv, rotary, layout, heads, kv_heads, bias=None, **choices):
+    rule = AttentionRule(heads, kv_heads, **choices)
     for function in (packed_attention, packed_attention_reference):
         leaf = qkv.detach().requires_grad_()
-        out = function(leaf, rotary, layout, heads, kv_heads)
+        out = function(leaf, rotary, layout, rule, bias)
         pull = torch.linspace(-1, 1, out.numel()).view(out.shape).to(out.dtype)
         yield out, torch.autograd.grad(out, leaf, pull)[0]
 
@@ -71,22 +79,86 @@ def test_empty_sequences_are_no_sequences():
     gaps = PackedLayout(torch.tensor([0, 0, 3, 3, 7, 7]))
     plain = PackedLayout(torch.tensor([0, 3, 7]))
     assert torch.equal(
-        packed_attention(qkv, rotary, gaps, 2, 1), packed_attention(qkv, rotary, plain, 2, 1)
+        packed_attention(qkv, rotary, gaps, RULE), packed_attention(qkv, rotary, plain, RULE)
     )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_broken_sequence_spoils_no_other(value):
-    heads = (2, 1)
-    qkv, rotary, layout = pack([5, 6, 5], *heads)
-    healthy = packed_attention(qkv, rotary, layout, *heads)
+    qkv, rotary, layout = pack([5, 6, 5], 2, 1)
+    healthy = packed_attention(qkv.clone().requires_grad_(), rotary, layout, RULE)
     broken = qkv.clone()
     broken[7] = value
     leaf = broken.requires_grad_()
-    out = packed_attention(leaf, rotary, layout, *heads)
+    out = packed_attention(leaf, rotary, layout, RULE)
     out.sum().backward()
     inside = torch.arange(16)
     inside = (inside >= 5) & (inside < 11)
     assert torch.equal(out[~inside], healthy[~inside])
     assert leaf.grad[~inside].isfinite().all()
     assert out[7:11].isnan().any()
+
+
+LENGTHS = st.lists(st.integers(1, 20), min_size=1, max_size=8)
+
+
+def slope_bias(queries, keys, device):
+    place = torch.arange(keys - queries, keys)[:, None]
+    return -torch.tensor([0.3, 0.1])[:, None, None] * (place - torch.arange(keys)).abs()
+
+
+@settings(max_examples=60)
+@given(
+    lengths=LENGTHS,
+    causal=st.booleans(),
+    window=st.sampled_from([None, 1, 3, 40]),
+    softcap=st.sampled_from([None, 2.0]),
+    scale=st.sampled_from([None, 0.5]),
+    rotated=st.sampled_from([0, 4, SIZE]),
+    biased=st.booleans(),
+)
+def test_every_rule_equals_each_sequence_alone(
+    lengths, causal, window, softcap, scale, rotated, biased
+):
+    qkv, rotary, layout = pack(lengths, 2, 1)
+    rotary = rotary[..., : rotated // 2] if rotated else None
+    fast, slow = both(
+        qkv,
+        rotary,
+        layout,
+        2,
+        1,
+        slope_bias if biased else None,
+        causal=causal,
+        window=window,
+        softcap=softcap,
+        scale=scale,
+    )
+    for ours, theirs in zip(fast, slow, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
+
+
+@settings(max_examples=40)
+@given(
+    pairs=st.lists(st.tuples(st.integers(0, 9), st.integers(1, 12)), min_size=1, max_size=7),
+    kv_heads=st.sampled_from([1, 2]),
+)
+def test_queries_see_the_source_with_their_number(pairs, kv_heads):
+    generator = torch.Generator().manual_seed(2)
+    lengths, sources = zip(*pairs, strict=True)
+    if not any(lengths):
+        return
+    rule = AttentionRule(2, kv_heads, causal=False)
+    q = torch.randn(sum(lengths), 2, SIZE, generator=generator)
+    k, v = torch.randn(2, sum(sources), kv_heads, SIZE, generator=generator)
+    layout, source = (
+        PackedLayout(torch.tensor([0, *sizes]).cumsum(0).int()) for sizes in (lengths, sources)
+    )
+    found = packed_cross_attention(q, k, v, layout, source, rule).view(-1, 2, SIZE)
+    for qs, ks, vs, out in zip(
+        q.split(lengths), k.split(sources), v.split(sources), found.split(lengths), strict=True
+    ):
+        repeat = 2 // kv_heads
+        scores = torch.einsum("thd,shd->hts", qs, ks.repeat_interleave(repeat, 1)) / SIZE**0.5
+        expected = torch.einsum("hts,shd->thd", scores.softmax(-1), vs.repeat_interleave(repeat, 1))
+        torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)

@@ -4,13 +4,18 @@ from types import SimpleNamespace
 
 import torch
 
-from hone.models import ModelConfig, CausalLM
+from hone.models import CausalLM, ModelConfig, Rotary
 
 # Odd sizes on purpose: a head size that is no power of two, heads that do not fill the model.
 SHAPES = {
     "tied": {"tie_word_embeddings": True},
     "untied": {"tie_word_embeddings": False, "num_key_value_heads": 1, "head_dim": 6},
-    "biased": {"attention_bias": True, "mlp_bias": True, "rope_theta": 500.0},
+    "biased": {
+        "attention_bias": True,
+        "output_bias": True,
+        "mlp_bias": True,
+        "positions": Rotary(theta=500.0),
+    },
 }
 
 
@@ -23,7 +28,7 @@ def make_config(**changes) -> ModelConfig:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 64,
-        "rms_norm_eps": 1e-5,
+        "norm_eps": 1e-5,
         "initializer_range": 0.2,
     }
     return ModelConfig(**(values | changes))

@@ -3,69 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_llama import make_model, make_pack
-from transformers import LlamaForCausalLM as TheirModel
 
-from hone.kernels import PackedLayout, packed_attention
-from hone.models import ContiguousCache, RopeScaling, save_checkpoint
-
-
-def in_transformers(model, folder) -> TheirModel:
-    save_checkpoint(folder, model)
-    return TheirModel.from_pretrained(folder, dtype="float32", attn_implementation="eager").eval()
-
-
-def greedy(model, ids, mask, count, cached):
-    """Continue left-padded rows, with the cache or by computing everything again."""
-    cache = ContiguousCache(model.config, len(ids), ids.shape[1] + count) if cached else None
-    start = 0
-    for _ in range(count):
-        fed = ids[:, start:] if cached else ids
-        logits = model(fed, mask, cache, logits_to_keep=1).logits
-        start = ids.shape[1]
-        ids = torch.cat((ids, logits.argmax(-1)), dim=1)
-        mask = torch.cat((mask, torch.ones_like(mask[:, :1])), dim=1)
-    return ids
-
-
-@pytest.mark.smoke
-def test_logits_equal_those_of_transformers(model, tmp_path):
-    theirs = in_transformers(model, tmp_path / "m")
-    ids = torch.arange(30).view(2, 15) % model.config.vocab_size
-    mask = torch.ones_like(ids)
-    mask[1, :6] = 0
-    with torch.no_grad():
-        torch.testing.assert_close(model(ids).logits, theirs(ids).logits, atol=1e-4, rtol=1e-4)
-        ours, expected = model(ids, mask).logits, theirs(ids, attention_mask=mask).logits
-    torch.testing.assert_close(ours[mask.bool()], expected[mask.bool()], atol=1e-4, rtol=1e-4)
-    assert ours.isfinite().all()
-
-
-def test_stretched_frequencies_of_llama_3(tmp_path):
-    model = make_model(rope_scaling=RopeScaling(8.0, 1.0, 4.0, 16), rope_theta=100.0, head_dim=16)
-    theirs = in_transformers(model, tmp_path / "m")
-    ids = torch.arange(50)[None]
-    with torch.no_grad():
-        torch.testing.assert_close(model(ids).logits, theirs(ids).logits, atol=1e-4, rtol=1e-4)
-
-
-def test_loss_and_gradients_equal_those_of_transformers(model, tmp_path):
-    theirs = in_transformers(model, tmp_path / "m")
-    sequences = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3, 5, 8, 9, 7]]
-    labels = sum(len(sequence) - 1 for sequence in sequences)
-    loss = model.train().packed_loss(make_pack(sequences))
-    loss.backward()
-    expected = sum(
-        theirs(torch.tensor([s]), labels=torch.tensor([s])).loss * (len(s) - 1) for s in sequences
-    )
-    expected.backward()
-    assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, expected, atol=1e-4, rtol=1e-5)
-    gradients = {name: p.grad for name, p in theirs.named_parameters()}
-    assert gradients.keys() == dict(model.named_parameters()).keys()
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(
-            parameter.grad, gradients[name], atol=1e-5 * labels, rtol=1e-3, msg=name
-        )
+from hone.models import Packed
 
 
 def test_batched_forward_trains_like_the_pack(model):
@@ -108,38 +47,6 @@ def test_prompt_without_labels_costs_nothing_and_counts_nothing(model):
     loss = model.packed_loss(pack)
     loss.backward()
     assert loss == 0
-
-
-def test_greedy_with_cache_without_and_in_transformers(model, tmp_path):
-    theirs = in_transformers(model, tmp_path / "m")
-    ids = torch.tensor([[0, 0, 0, 7, 8], [0, 11, 12, 13, 14], [1, 2, 3, 4, 5]])
-    mask = torch.tensor([[0, 0, 0, 1, 1], [0, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
-    with torch.no_grad():
-        cached = greedy(model, ids, mask, 12, cached=True)
-        assert torch.equal(cached, greedy(model, ids, mask, 12, cached=False))
-        alone = greedy(model, ids[:1, 3:], mask[:1, 3:], 12, cached=True)
-    assert torch.equal(cached[0, 3:], alone[0])
-    theirs.generation_config.eos_token_id = None
-    expected = theirs.generate(
-        ids, attention_mask=mask, max_new_tokens=12, do_sample=False, pad_token_id=0
-    )
-    assert torch.equal(cached, expected)
-
-
-def test_the_prompt_may_enter_the_cache_in_pieces(model):
-    ids = torch.arange(24).view(2, 12)
-    mask = torch.ones_like(ids)
-    mask[0, :2] = 0
-    cache = ContiguousCache(model.config, 2, 12)
-    with torch.no_grad():
-        whole = model(ids, mask).logits
-        pieces = [
-            model(ids[:, a:b], mask[:, :b], cache).logits for a, b in ((0, 5), (5, 6), (6, 12))
-        ]
-    torch.testing.assert_close(
-        torch.cat(pieces, 1)[mask.bool()], whole[mask.bool()], atol=1e-4, rtol=1e-4
-    )
-    assert cache.length == 12
 
 
 def test_initial_weights_depend_on_the_seed_only():
@@ -187,14 +94,10 @@ def test_adjoined_weights_train_alike():
 
 
 def test_rows_that_nobody_asks_for_change_nothing_and_leave_early(model):
-    def attend(layer, qkv, rotary):
-        return packed_attention(qkv, rotary, layout, heads, kv_heads)
-
     pack = make_pack([[1, 2, 3, 4, 5, 6], [7, 8, 9]])
-    layout = PackedLayout(pack.cu_seqlens)
-    heads, kv_heads = model.config.num_attention_heads, model.config.num_key_value_heads
+    context = Packed.of([6, 3])
     keep = torch.tensor([8, 2, 3])
     with torch.no_grad():
-        every = model.model(pack.input_ids_N, pack.position_ids_N, attend)
-        some = model.model(pack.input_ids_N, pack.position_ids_N, attend, keep)
+        every = model.decoder(pack.input_ids_N, pack.position_ids_N, context)
+        some = model.decoder(pack.input_ids_N, pack.position_ids_N, context, keep)
     torch.testing.assert_close(some, every[keep])

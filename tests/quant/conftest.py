@@ -24,6 +24,7 @@ def checkpoint(request, tokenizer, tmp_path_factory) -> Path:
         max_position_embeddings=64,
         tie_word_embeddings=request.param,
         attention_bias=True,
+        output_bias=True,
     )
     model = CausalLM(config, torch.float32)
     model.initialise(seed=2)

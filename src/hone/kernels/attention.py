@@ -112,6 +112,7 @@ def _capped(
     if added is not None:
         scores = scores + added.unflatten(0, (-1, shared))
     if visible is not None:
-        scores = scores.masked_fill(~visible[:, :, None], float("-inf"))
+        # Not -inf: a query of padding that sees no key would spread its NaN to the gradients.
+        scores = scores.masked_fill(~visible[:, :, None], torch.finfo(scores.dtype).min)
     out = scores.softmax(-1).to(v_BKSD.dtype) @ v_BKSD[:, :, None]
     return out.flatten(1, 2)

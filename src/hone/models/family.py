@@ -53,6 +53,15 @@ class Keys:
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
         self.values, self.where = dict(values), where
 
+    def filled(self, **defaults: Any) -> "Keys":
+        """The same with the family's own ``defaults`` for keys that are missing; null stays."""
+        return Keys(defaults | self.values, self.where)
+
+    def renamed(self, **other_names: str) -> "Keys":
+        """The same with the value of another name where ``name=other`` is missing."""
+        found = {name: self.values[x] for name, x in other_names.items() if x in self.values}
+        return Keys(found | self.values, self.where)
+
     def get(self, name: str, default: Any = _REQUIRED) -> Any:
         """The value, or ``default`` where it is missing or null.
 
@@ -73,6 +82,13 @@ class Keys:
     def number(self, name: str, default: Any = _REQUIRED) -> float:
         """A number."""
         return self._of(name, default, (int, float), "a number")
+
+    def positive(self, name: str, default: Any = _REQUIRED) -> float:
+        """A finite number above zero."""
+        value = self.number(name, default)
+        if not 0 < value < float("inf"):
+            raise self.wrong(name, value, "a positive number")
+        return value
 
     def flag(self, name: str, default: Any = _REQUIRED) -> bool:
         """True or false."""
@@ -250,10 +266,38 @@ def decoder_fields(keys: Keys) -> dict[str, Any]:
         "num_key_value_heads": keys.whole("num_key_value_heads", 0),
         "head_dim": keys.whole("head_dim", 0),
         "max_position_embeddings": keys.whole("max_position_embeddings", 2048),
-        "norm_eps": keys.number("rms_norm_eps", 1e-6),
+        "norm_eps": keys.positive("rms_norm_eps", 1e-6),
         "activation": keys.activation("hidden_act", "silu"),
         "tie_word_embeddings": keys.flag("tie_word_embeddings", False),
     }
+
+
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+
+
+def sliding_layers(keys: Keys, default: Callable[[int], bool]) -> tuple[int, ...]:
+    """Which layers have the sliding window, by ``layer_types``.
+
+    Args:
+        default: whether a layer has it, in files without that list.
+
+    Raises:
+        CheckpointError: the list is not one of full and sliding attention for every layer.
+    """
+    count = keys.whole("num_hidden_layers")
+    types = keys.get("layer_types", None)
+    if types is None:
+        return tuple(layer for layer in range(count) if default(layer))
+    known = isinstance(types, list) and set(map(str, types)) <= {_FULL, _SLIDING}
+    if not known or len(types) != count:
+        raise keys.wrong("layer_types", types, f"{_FULL} or {_SLIDING} for each of {count} layers")
+    return tuple(layer for layer, kind in enumerate(types) if kind == _SLIDING)
+
+
+def written_layer_types(config: ModelConfig) -> list[str]:
+    """``layer_types`` for what :func:`sliding_layers` reads."""
+    layers = range(config.num_hidden_layers)
+    return [_SLIDING if config.is_sliding(layer) else _FULL for layer in layers]
 
 
 def written_common(config: ModelConfig) -> dict[str, Any]:
@@ -273,7 +317,10 @@ def written_common(config: ModelConfig) -> dict[str, Any]:
         problem = {ours: theirs for theirs, ours in _PROBLEMS.items()}[config.problem]
         values["id2label"] = {str(n): label for n, label in enumerate(config.labels)}
         values["label2id"] = {label: n for n, label in enumerate(config.labels)}
-        values["problem_type"] = problem if config.head == "classification" else None
+        # Left out by them where the number of labels says it.
+        implied = "regression" if len(config.labels) == 1 else "single_label"
+        said = config.problem != implied or config.extra.get("problem_type") is not None
+        values["problem_type"] = problem if config.head == "classification" and said else None
     if config.quantization_config is not None:
         values["quantization_config"] = config.quantization_config
     return values
@@ -298,7 +345,8 @@ def written_decoder(config: ModelConfig) -> dict[str, Any]:
 
 def written_activation(config: ModelConfig) -> str:
     """Hugging Face's name of the activation; the one that was read, where that is the same."""
-    found = config.extra.get("hidden_act", config.extra.get("activation_function"))
+    names = ("hidden_activation", "hidden_act", "activation_function")
+    found = next((config.extra[name] for name in names if config.extra.get(name)), None)
     if _ACTIVATIONS.get(str(found)) == config.activation:
         return str(found)
     return "gelu_pytorch_tanh" if config.activation == "gelu_tanh" else config.activation
@@ -330,6 +378,18 @@ def split_rows(*parts: Callable[[ModelConfig], int]) -> Split:
 def join_rows(tensors: Sequence[Tensor], config: ModelConfig) -> Tensor:
     """The inverse of :func:`split_rows`."""
     return torch.cat(tuple(tensors))
+
+
+def split_heads(tensor: Tensor, config: ModelConfig) -> Sequence[Tensor]:
+    """Their rows are a query, a key and a value of each head in turn (GPT-NeoX, BLOOM)."""
+    qkv = tensor.unflatten(0, (config.num_attention_heads, 3, config.head_dim))
+    return [part.flatten(0, 1) for part in qkv.unbind(1)]
+
+
+def join_heads(tensors: Sequence[Tensor], config: ModelConfig) -> Tensor:
+    """The inverse of :func:`split_heads`."""
+    by_head = [part.unflatten(0, (config.num_attention_heads, -1)) for part in tensors]
+    return torch.stack(by_head, dim=1).flatten(0, 2)
 
 
 def query_rows(config: ModelConfig) -> int:

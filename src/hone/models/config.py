@@ -5,6 +5,7 @@ Field names are Hugging Face's where they name the same thing. How a ``config.js
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -103,6 +104,8 @@ class ModelConfig:
             ``sliding_layers``; None for all keys.
         sliding_layers: which layers have the window; None for all of them.
         attention_scale: factor of the scores; None for ``head_dim ** -0.5``.
+        attention_scale_by_layer: it is divided by the number of the layer, counted from 1
+            (Karamcheti et al. 2021, Mistral).
         attention_softcap, logit_softcap: ``cap · tanh(x / cap)``; None for none.
         qk_norm: queries and keys are normalised per head.
         block: where the normalisations stand; see ``hone.models.blocks``.
@@ -110,10 +113,13 @@ class ModelConfig:
         gated: the feed-forward layer has a gate (GLU); else it is a plain pair of layers.
         first_norm: False leaves out the first block's normalisation before attention.
         token_types: kinds of segments with an embedding of their own; 0 for none.
-        transform: layers between the body and the output layer: an activation's name, then
-            optionally "norm"; empty for none.
-        pooling: which hidden state stands for a text, in classification and embedding.
-        score_bias: of the classification layer.
+        transforms: for each head that has them, the layers between the body and the output layer:
+            an activation's name, then optionally "norm".
+        pooling: which hidden state stands for a text that is classified.
+        score_bias: of the layer that scores the classes of a text; that for tokens has one.
+        embedding_pooling: which hidden state is a text's embedding; None for the last one of a
+            causal body, else the mean.
+        unit_length: embeddings are scaled to the length 1.
         labels: names of the classes.
         problem: of classification: one label, several, or a number.
         extra: further keys of ``config.json``, kept as they were found.
@@ -144,6 +150,7 @@ class ModelConfig:
     attention_bias: bool = False
     output_bias: bool = False
     attention_scale: float | None = None
+    attention_scale_by_layer: bool = False
     attention_softcap: float | None = None
     qk_norm: bool = False
     # Mixing channels.
@@ -168,10 +175,12 @@ class ModelConfig:
     logit_scale: float = 1.0
     logit_softcap: float | None = None
     # Other heads.
-    transform: tuple[str, ...] = ()
+    transforms: Mapping[Head, tuple[str, ...]] = field(default_factory=dict, hash=False)
     transform_bias: bool = True
     pooling: Pooling = "last"
     score_bias: bool = False
+    embedding_pooling: Pooling | None = None
+    unit_length: bool = False
     labels: tuple[str, ...] = ("LABEL_0", "LABEL_1")
     problem: Literal["single_label", "multi_label", "regression"] = "single_label"
     # Tokens and files.
@@ -202,6 +211,8 @@ class ModelConfig:
             self._fill_heads()
         elif self.state_space is None:
             raise CheckpointError(f"The mixer {self.mixer!r} needs the sizes of its state space.")
+        if self.embedding_pooling is None:
+            object.__setattr__(self, "embedding_pooling", "last" if self.causal else "mean")
         if self.encoder is not None and self.encoder.hidden_size != self.hidden_size:
             raise CheckpointError(
                 f"The encoder's hidden_size {self.encoder.hidden_size} and the decoder's "
@@ -242,6 +253,13 @@ class ModelConfig:
         if self.sliding_window is None:
             return False
         return self.sliding_layers is None or layer in self.sliding_layers
+
+    def score_scale(self, layer: int) -> float | None:
+        """The factor of the scores in ``layer``; None for ``head_dim ** -0.5``."""
+        if not self.attention_scale_by_layer:
+            return self.attention_scale
+        scale = self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
+        return scale / (layer + 1)
 
     def has_experts(self, layer: int) -> bool:
         """Whether the feed-forward layer of ``layer`` is a mixture of experts."""

@@ -73,12 +73,12 @@ class PackedBatch(Protocol):
 class Transform(nn.Module):
     """The layers of a head before its output: a product, an activation, perhaps a norm."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layers: tuple[str, ...]) -> None:
         super().__init__()
         size = config.hidden_size
         self.dense = nn.Linear(size, size, bias=config.transform_bias)
-        self.activation = config.transform[0]
-        self.norm = make_norm(config) if "norm" in config.transform else None
+        self.activation = layers[0]
+        self.norm = make_norm(config) if "norm" in layers else None
 
     def forward(self, x_NE: Tensor) -> Tensor:
         """``[N, E]`` to ``[N, E]``."""
@@ -103,7 +103,8 @@ class Model(nn.Module):
 
     def add_head(self, config: ModelConfig) -> None:
         """Make the layers of the head."""
-        self.transform = Transform(config) if config.transform else None
+        layers = config.transforms.get(self.head)
+        self.transform = Transform(config, layers) if layers else None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -190,10 +191,13 @@ class Model(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None,
         token_type_ids: Tensor | None = None,
-        hidden_states: list[Tensor] | None = None,
-    ) -> tuple[Tensor, Padding]:
-        """Hidden states ``[N, E]`` of whole sequences, and where they stand in the batch."""
+        output_hidden_states: bool = False,
+    ) -> tuple[Tensor, Padding, tuple[Tensor, ...] | None]:
+        """Hidden states ``[N, E]`` of whole sequences, where they stand in the batch, and those of
+        every layer.
+        """
         padding = Padding(input_ids, attention_mask)
+        hidden: list[Tensor] | None = [] if output_hidden_states else None
         kinds_N = None if token_type_ids is None else padding.pack(token_type_ids)
         if isinstance(self.model, EncoderDecoder):
             source_ME = self.encode(padding.pack(input_ids), padding.lengths)
@@ -208,9 +212,10 @@ class Model(nn.Module):
             context,
             source_ME=source_ME,
             token_types_N=kinds_N,
-            hidden_states=hidden_states,
+            hidden_states=hidden,
         )
-        return hidden_NE, padding
+        every = None if hidden is None else tuple(padding.unpack(x_NE) for x_NE in hidden)
+        return hidden_NE, padding, every
 
 
 class LanguageModel(Model):
@@ -288,10 +293,6 @@ class CausalLM(LanguageModel):
 
     head = "causal"
 
-    def add_head(self, config: ModelConfig) -> None:
-        """Only the output layer: a transform belongs to the other heads."""
-        super().add_head(replace(config, transform=()))
-
     def forward(
         self,
         input_ids: Tensor,
@@ -349,10 +350,15 @@ class MaskedLM(LanguageModel):
         token_type_ids: Tensor | None = None,
         output_hidden_states: bool = False,
     ) -> Output:
-        """Score the tokens at every position, ``[B, T, V]``."""
-        hidden: list[Tensor] | None = [] if output_hidden_states else None
-        hidden_NE, padding = self._body(input_ids, attention_mask, token_type_ids, hidden)
-        every = None if hidden is None else tuple(padding.unpack(x_NE) for x_NE in hidden)
+        """Score the tokens at every position, ``[B, T, V]``.
+
+        Args:
+            attention_mask: ``[B, T]``, 1 for a token and 0 for padding; None means no padding.
+            token_type_ids: ``[B, T]``, the kind of segment of each token; None for kind 0.
+        """
+        hidden_NE, padding, every = self._body(
+            input_ids, attention_mask, token_type_ids, output_hidden_states
+        )
         return Output(padding.unpack(self.logits(hidden_NE)), every)
 
 
@@ -360,10 +366,6 @@ class Seq2SeqLM(LanguageModel):
     """Scores the next token of an answer to a source."""
 
     head = "seq2seq"
-
-    def add_head(self, config: ModelConfig) -> None:
-        """Only the output layer: a transform belongs to the other heads."""
-        super().add_head(replace(config, transform=()))
 
     def forward(
         self,
@@ -433,13 +435,16 @@ class Classifier(Model):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        output_hidden_states: bool = False,
     ) -> Output:
-        """Score each row's classes, ``[B, L]``."""
-        hidden_NE, padding = self._body(input_ids, attention_mask, token_type_ids)
+        """Score each row's classes, ``[B, L]``; see :class:`MaskedLM` for the arguments."""
+        hidden_NE, padding, every = self._body(
+            input_ids, attention_mask, token_type_ids, output_hidden_states
+        )
         pooled_BE = pool(hidden_NE, padding.lengths, self.config.pooling)
         if self.transform is not None:
             pooled_BE = self.transform(pooled_BE)
-        return Output(project(pooled_BE, (self.score,)))
+        return Output(project(pooled_BE, (self.score,)), every)
 
 
 class TokenClassifier(Model):
@@ -450,29 +455,7 @@ class TokenClassifier(Model):
     def add_head(self, config: ModelConfig) -> None:
         """Make the layer that scores classes."""
         super().add_head(config)
-        self.score = nn.Linear(config.hidden_size, len(config.labels), bias=config.score_bias)
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-    ) -> Output:
-        """Score each token's classes, ``[B, T, L]``."""
-        hidden_NE, padding = self._body(input_ids, attention_mask, token_type_ids)
-        if self.transform is not None:
-            hidden_NE = self.transform(hidden_NE)
-        return Output(padding.unpack(project(hidden_NE, (self.score,))))
-
-
-class Embedder(Model):
-    """One vector for a text."""
-
-    head = "embedding"
-
-    def add_head(self, config: ModelConfig) -> None:
-        """Nothing is added: hidden states are pooled as they are."""
-        super().add_head(replace(config, transform=()))
+        self.score = nn.Linear(config.hidden_size, len(config.labels))
 
     def forward(
         self,
@@ -481,11 +464,38 @@ class Embedder(Model):
         token_type_ids: Tensor | None = None,
         output_hidden_states: bool = False,
     ) -> Output:
-        """The pooled hidden states of each row, ``[B, E]``."""
-        hidden: list[Tensor] | None = [] if output_hidden_states else None
-        hidden_NE, padding = self._body(input_ids, attention_mask, token_type_ids, hidden)
-        every = None if hidden is None else tuple(padding.unpack(x_NE) for x_NE in hidden)
-        return Output(pool(hidden_NE, padding.lengths, self.config.pooling), every)
+        """Score each token's classes, ``[B, T, L]``; see :class:`MaskedLM` for the arguments."""
+        hidden_NE, padding, every = self._body(
+            input_ids, attention_mask, token_type_ids, output_hidden_states
+        )
+        if self.transform is not None:
+            hidden_NE = self.transform(hidden_NE)
+        return Output(padding.unpack(project(hidden_NE, (self.score,))), every)
+
+
+class Embedder(Model):
+    """One vector for a text."""
+
+    head = "embedding"
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        output_hidden_states: bool = False,
+    ) -> Output:
+        """One vector for each row, ``[B, E]``; see :class:`MaskedLM` for the arguments."""
+        hidden_NE, padding, every = self._body(
+            input_ids, attention_mask, token_type_ids, output_hidden_states
+        )
+        assert self.config.embedding_pooling is not None, "filled in on construction"
+        pooled_BE = pool(hidden_NE, padding.lengths, self.config.embedding_pooling)
+        if self.transform is not None:
+            pooled_BE = self.transform(pooled_BE)
+        if self.config.unit_length:
+            pooled_BE = nn.functional.normalize(pooled_BE, dim=-1)
+        return Output(pooled_BE, every)
 
 
 def pool(hidden_NE: Tensor, lengths: list[int], pooling: str) -> Tensor:

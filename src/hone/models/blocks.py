@@ -89,7 +89,7 @@ class Attention(nn.Module):
             kv_heads=config.num_key_value_heads,
             causal=config.causal and not cross,
             window=config.sliding_window if self.local else None,
-            scale=config.attention_scale,
+            scale=config.score_scale(layer),
             softcap=config.attention_softcap,
         )
         size, bias = config.hidden_size, config.attention_bias

@@ -157,7 +157,7 @@ def write_rope(rotary: Rotary, fraction_default: float = 1.0) -> dict[str, Any]:
         rope["partial_rotary_factor"] = rotary.fraction
     for field in () if scaling is None else fields(scaling):
         value = getattr(scaling, field.name)
-        if value is not None or field.default is MISSING:
+        if value != field.default:
             rope[field.name] = list(value) if isinstance(value, tuple) else value
     return dict(sorted(rope.items()))
 

@@ -1,0 +1,66 @@
+"""Gemma 3's text models (Gemma Team 2025): five local layers to a global one, QK-norm.
+
+Its text encoder (EmbeddingGemma) is the same without causality.
+"""
+
+from typing import Any
+
+from hone.models.config import ModelConfig
+from hone.models.families.gemma2 import DEFAULTS, gemma_fields, written_gemma
+from hone.models.family import Family, Keys, sliding_layers
+from hone.models.positions import Rotary, read_rope, write_rope
+
+
+def read(keys: Keys) -> ModelConfig:
+    """``Gemma3TextConfig``."""
+    # Files made of a multimodal model's text_config leave out whatever is as in the class.
+    keys = keys.filled(
+        **DEFAULTS,
+        vocab_size=262208,
+        hidden_size=2304,
+        intermediate_size=9216,
+        num_hidden_layers=26,
+        max_position_embeddings=131072,
+        sliding_window_pattern=6,
+    )
+    both = keys.flag("use_bidirectional_attention", False)
+    window, pattern = keys.whole("sliding_window"), keys.whole("sliding_window_pattern")
+    values, where = keys.values, keys.where
+    return ModelConfig(
+        **gemma_fields(keys),
+        causal=not both,
+        pooling="mean" if both else "last",
+        positions=read_rope(values, where, 1_000_000.0, "full_attention"),
+        local_positions=read_rope(values, where, 10_000.0, "sliding_attention"),
+        # With both sides the file says how many are seen in all.
+        sliding_window=window // 2 + 1 if both else window,
+        sliding_layers=sliding_layers(keys, lambda layer: (layer + 1) % pattern != 0),
+        qk_norm=True,
+    )
+
+
+def write(config: ModelConfig) -> dict[str, Any]:
+    """``Gemma3TextConfig``."""
+    window, local = config.sliding_window, config.local_positions
+    assert isinstance(config.positions, Rotary) and local is not None and window is not None
+    return written_gemma(config) | {
+        "sliding_window": window if config.causal else (window - 1) * 2,
+        "use_bidirectional_attention": not config.causal,
+        "rope_parameters": {
+            "full_attention": write_rope(config.positions),
+            "sliding_attention": write_rope(local),
+        },
+    }
+
+
+FAMILY = Family(
+    "gemma3_text",
+    "Gemma3",
+    read,
+    write,
+    heads={
+        "embedding": "Gemma3TextModel",
+        "classification": "Gemma3TextForSequenceClassification",
+    },
+    features=("QK-norm", "sandwich norms", "local and global layers", "two rotary bases", "GeGLU"),
+)

@@ -391,7 +391,7 @@ def test_an_upload_that_the_hub_refuses(hub, tmp_path, monkeypatch):
     ("name", "said"),
     [
         ("org/name@v1", "leave out the revision"),
-        ("name", "give hf://org/name"),
+        ("name", "give hf://OWNER/name"),
         ("../name", "cannot be the name"),
     ],
 )

@@ -13,6 +13,7 @@ from hone.cli.ask import ask
 from hone.cli.chat import chat
 from hone.cli.demo import demo
 from hone.cli.generate import generate
+from hone.cli.push import push
 from hone.cli.quantize import quantize
 from hone.cli.run import run
 from hone.core import progress
@@ -56,6 +57,7 @@ app.command("ask")(ask)
 app.command("generate")(generate)
 app.command("chat")(chat)
 app.command("quantize")(quantize)
+app.command("push")(push)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import torch
 import hone.quant  # noqa: F401 - makes quantized checkpoints readable
 from hone.core.errors import CheckpointError, DataError, RequestError
 from hone.core.files import read_json
+from hone.core.hub import resolve
 from hone.engine.generate import Finished, GenerationResult, Stream, generate
 from hone.engine.invariance import RowCounts, safe_row_counts
 from hone.engine.sampling import SamplingParams
@@ -156,16 +157,16 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
 def find_checkpoint(path: str | Path) -> Path:
     """The checkpoint directory that ``path`` means: itself, or ``checkpoint/`` in a run.
 
+    A name on the hub, ``hf://org/name`` or ``org/name``, means its files in the cache.
+
     Raises:
         CheckpointError: there is none.
     """
-    path = Path(path)
+    path = resolve(path)
     if (path / "config.json").is_file():
         return path
     if (path / "checkpoint" / "config.json").is_file():
         return path / "checkpoint"
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist; give a checkpoint or a run directory.")
     if (path / "recipe.json").is_file():
         raise CheckpointError(
             f"{path} is a run whose model is not trained yet; finish it with the command that "
@@ -185,7 +186,8 @@ def load(
     """Read a checkpoint, quantized or not, or the checkpoint of a run.
 
     Args:
-        path: a Hugging Face directory of a Llama-shaped model, or a run of hone.
+        path: a Hugging Face directory of a Llama-shaped model, a run of hone, or a name on the hub
+            such as ``hf://org/name``.
         dtype: "float32", "bfloat16", "float16", or "auto": as stored, except that a processor
             without bfloat16 instructions computes 16-bit weights in float32, which loses nothing
             and is many times faster there.

@@ -60,7 +60,9 @@ def destination(name: str) -> HubName:
     """
     wanted = parse_name(with_scheme(name))
     if "/" not in wanted.repository:
-        raise RequestError(f"{name!r} does not say whose it is; give hf://org/{wanted.repository}.")
+        raise RequestError(
+            f"{name!r} does not say whose it is; give hf://OWNER/{wanted.repository}."
+        )
     if wanted.revision is not None:
         raise RequestError(f"{name!r}: an upload goes to the main branch; leave out the revision.")
     return wanted

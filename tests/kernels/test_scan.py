@@ -73,7 +73,8 @@ LENGTHS = st.lists(st.integers(0, 20), min_size=1, max_size=5)
 @given(LENGTHS, st.integers(1, 5), st.integers(1, 4), st.booleans(), st.booleans())
 def test_selective_scan_equals_its_recurrence(lengths, channels, tokens, skip, state):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scan, "_BLOCK_TOKENS", tokens)
+        patch.setattr(scan, "_FEWEST_TOKENS", tokens)
+        patch.setattr(scan, "_MOST_TOKENS", tokens)
         patch.setattr(scan, "_BLOCK", tokens * 3 * 2)
         arguments = mamba(lengths, channels, skip=skip, state=state)
         agree(

@@ -69,17 +69,36 @@ def expert_mix(
             x_NE, weights_NK, experts_NK, gate_up_X2FE, down_XEF, activation
         )
         return y_NE
+    if len(x_NE) == 1:
+        return _mix_token(x_NE, weights_NK, experts_NK, gate_up_X2FE, down_XEF, activation)
     groups = _group(experts_NK, down_XEF.shape[0])
     return _mix(x_NE, weights_NK, groups, gate_up_X2FE, down_XEF, activation, None)
+
+
+def _mix_token(
+    x_1E: Tensor,
+    weights_1K: Tensor,
+    experts_1K: Tensor,
+    gate_up_X2FE: Tensor,
+    down_XEF: Tensor,
+    activation: Activation,
+) -> Tensor:
+    """The mixture of one token, as in decoding, with nothing to sort."""
+    outs_1E = []
+    for expert, weight in zip(experts_1K[0].tolist(), weights_1K[0], strict=True):
+        gate_1F, up_1F = functional.linear(x_1E, gate_up_X2FE[expert]).chunk(2, dim=-1)
+        outs_1E.append(functional.linear(activation(gate_1F) * up_1F, down_XEF[expert]) * weight)
+    return torch.stack(outs_1E).sum(0)
 
 
 class _Groups(NamedTuple):
     """The slots of all tokens, ordered by expert."""
 
-    ranges: list[tuple[int, int, int]]  # expert, first slot, end; experts with slots only
+    experts: list[int]  # those that have slots
+    sizes: list[int]  # how many
     # Which of the N · K choices, counted in the tokens' order, a slot is.
     order_S: Tensor  # noqa: N815
-    token_S: Tensor  # noqa: N815
+    tokens: tuple[Tensor, ...]  # the tokens [C] of every expert in ``experts``
     slot_NK: Tensor  # noqa: N815 (the inverse of order_S)
 
 
@@ -89,13 +108,11 @@ def _group(experts_NK: Tensor, count: int) -> _Groups:
     order_S = experts_S.argsort(stable=True)
     slot_S = torch.empty_like(order_S)
     slot_S[order_S] = torch.arange(len(order_S), device=order_S.device)
-    ranges, start = [], 0
-    for expert, size in enumerate(experts_S.bincount(minlength=count).tolist()):
-        if size:
-            ranges.append((expert, start, start + size))
-        start += size
+    sizes = experts_S.bincount(minlength=count).tolist()
+    experts = [expert for expert, size in enumerate(sizes) if size]
+    sizes = [size for size in sizes if size]
     token_S = order_S.div(experts_NK.shape[1], rounding_mode="floor")
-    return _Groups(ranges, order_S, token_S, slot_S.view_as(experts_NK))
+    return _Groups(experts, sizes, order_S, token_S.split(sizes), slot_S.view_as(experts_NK))
 
 
 def _mix(
@@ -108,16 +125,23 @@ def _mix(
     kept_S2F: Tensor | None,
 ) -> Tensor:
     """The mixture; the products with gate and up are written to ``kept_S2F`` if it is given."""
+    sizes = groups.sizes
     weights_S1 = weights_NK.flatten()[groups.order_S, None]
-    out_SE = x_NE.new_empty(len(groups.token_S), x_NE.shape[1])
-    for expert, start, end in groups.ranges:
-        rows_CE = x_NE.index_select(0, groups.token_S[start:end])
-        kept_C2F = None if kept_S2F is None else kept_S2F[start:end]
+    out_SE = x_NE.new_empty(len(groups.order_S), x_NE.shape[1])
+    kept = [None] * len(sizes) if kept_S2F is None else kept_S2F.split(sizes)
+    slices = zip(
+        groups.experts,
+        groups.tokens,
+        weights_S1.split(sizes),
+        out_SE.split(sizes),
+        kept,
+        strict=True,
+    )
+    for expert, token_C, weights_C1, out_CE, kept_C2F in slices:
+        rows_CE = x_NE.index_select(0, token_C)
         gate_up_C2F = torch.mm(rows_CE, gate_up_X2FE[expert].t(), out=kept_C2F)
         gate_CF, up_CF = gate_up_C2F.chunk(2, dim=-1)
-        hidden_CF = activation(gate_CF) * up_CF
-        out_CE = torch.mm(hidden_CF, down_XEF[expert].t(), out=out_SE[start:end])
-        out_CE.mul_(weights_S1[start:end])
+        torch.mm(activation(gate_CF) * up_CF, down_XEF[expert].t(), out=out_CE).mul_(weights_C1)
     return _sum_slots(out_SE, groups.slot_NK)
 
 
@@ -143,7 +167,7 @@ class _ExpertMix(torch.autograd.Function):
         activation: Activation,
     ) -> Tensor:
         groups = _group(experts_NK, down_XEF.shape[0])
-        kept_S2F = x_NE.new_empty(len(groups.token_S), gate_up_X2FE.shape[1])
+        kept_S2F = x_NE.new_empty(len(groups.order_S), gate_up_X2FE.shape[1])
         ctx.save_for_backward(x_NE, weights_NK, gate_up_X2FE, down_XEF, kept_S2F)
         ctx.groups, ctx.activation = groups, activation  # type: ignore[attr-defined]
         return _mix(x_NE, weights_NK, groups, gate_up_X2FE, down_XEF, activation, kept_S2F)
@@ -152,38 +176,48 @@ class _ExpertMix(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, grad_NE: Tensor) -> tuple[Tensor | None, ...]:
         x_NE, weights_NK, gate_up_X2FE, down_XEF, kept_S2F = ctx.saved_tensors  # type: ignore[attr-defined]
-        groups: _Groups = ctx.groups  # type: ignore[attr-defined]
         want_x, want_weights, _, want_gate_up, want_down, _ = ctx.needs_input_grad  # type: ignore[attr-defined]
-        weights_S1 = weights_NK.flatten()[groups.order_S, None]
-        dweights_S = torch.empty_like(weights_S1[:, 0])
-        dx_SE = x_NE.new_empty(len(groups.token_S), x_NE.shape[1]) if want_x else None
+        groups: _Groups = ctx.groups  # type: ignore[attr-defined]
+        sizes = groups.sizes
+        weights_S = weights_NK.flatten()[groups.order_S]
+        dweights_S = torch.empty_like(weights_S)
+        dx_SE = x_NE.new_empty(len(weights_S), x_NE.shape[1]) if want_x else None
         dgate_up_X2FE = _gradient_of(gate_up_X2FE, groups) if want_gate_up else None
         ddown_XEF = _gradient_of(down_XEF, groups) if want_down else None
-        for expert, start, end in groups.ranges:
-            token_C, weights_C1 = groups.token_S[start:end], weights_S1[start:end]
-            grad_CE = grad_NE.index_select(0, token_C)
-            gate_CF, up_CF = kept_S2F[start:end].chunk(2, dim=-1)
+        slices = zip(
+            groups.experts,
+            groups.tokens,
+            weights_S[:, None].split(sizes),
+            dweights_S.split(sizes),
+            kept_S2F.split(sizes),
+            [None] * len(sizes) if dx_SE is None else dx_SE.split(sizes),
+            strict=True,
+        )
+        for expert, token_C, weights_C1, dweights_C, kept_C2F, dx_CE in slices:
+            gate_CF, up_CF = kept_C2F.chunk(2, dim=-1)
             with torch.enable_grad():
                 gate_CF = gate_CF.detach().requires_grad_()
                 active_CF = ctx.activation(gate_CF)  # type: ignore[attr-defined]
             opened_CF = active_CF.detach()
             hidden_CF = opened_CF * up_CF
-            # Unweighted: the weight's own gradient is this times the hidden values, so that the
-            # outputs of the experts need not be kept.
+            grad_CE = grad_NE.index_select(0, token_C)
+            # Not weighted yet: its product with the hidden values is the weights' own gradient,
+            # for which the experts' outputs would have to be kept otherwise.
             dhidden_CF = grad_CE @ down_XEF[expert]
             if want_weights:
-                dweights_S[start:end] = (dhidden_CF * hidden_CF).sum(-1, dtype=torch.float32)
+                torch.sum(dhidden_CF * hidden_CF, -1, dtype=dweights_C.dtype, out=dweights_C)
             if ddown_XEF is not None:
                 torch.mm(grad_CE.t(), hidden_CF.mul_(weights_C1), out=ddown_XEF[expert])
-            if dx_SE is None and dgate_up_X2FE is None:
+            if dx_CE is None and dgate_up_X2FE is None:
                 continue
             dhidden_CF.mul_(weights_C1)
             (dgate_CF,) = torch.autograd.grad(active_CF, gate_CF, dhidden_CF * up_CF)
             dgate_up_C2F = torch.cat((dgate_CF, dhidden_CF.mul_(opened_CF)), dim=-1)
             if dgate_up_X2FE is not None:
-                torch.mm(dgate_up_C2F.t(), x_NE.index_select(0, token_C), out=dgate_up_X2FE[expert])
-            if dx_SE is not None:
-                torch.mm(dgate_up_C2F, gate_up_X2FE[expert], out=dx_SE[start:end])
+                rows_CE = x_NE.index_select(0, token_C)
+                torch.mm(dgate_up_C2F.t(), rows_CE, out=dgate_up_X2FE[expert])
+            if dx_CE is not None:
+                torch.mm(dgate_up_C2F, gate_up_X2FE[expert], out=dx_CE)
         return (
             None if dx_SE is None else _sum_slots(dx_SE, groups.slot_NK),
             dweights_S[groups.slot_NK] if want_weights else None,
@@ -197,10 +231,8 @@ class _ExpertMix(torch.autograd.Function):
 def _gradient_of(weight: Tensor, groups: _Groups) -> Tensor:
     """Memory for the gradient of all experts' ``weight``; zero for those without a slot."""
     gradient = torch.empty_like(weight)
-    chosen = {expert for expert, _, _ in groups.ranges}
-    for expert in range(len(weight)):
-        if expert not in chosen:
-            gradient[expert].zero_()
+    for expert in set(range(len(weight))).difference(groups.experts):
+        gradient[expert].zero_()
     return gradient
 
 

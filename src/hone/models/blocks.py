@@ -66,8 +66,8 @@ class OffsetRMSNorm(RMSNorm):
         nn.init.zeros_(self.weight)
 
     def forward(self, x_NE: Tensor) -> Tensor:
-        """Normalise the last dimension."""
-        return rms_norm(x_NE, 1.0 + self.weight.float(), self.eps)
+        """Normalise the last dimension; the product is rounded once, after the scale."""
+        return rms_norm(x_NE.float(), 1.0 + self.weight.float(), self.eps).to(x_NE.dtype)
 
 
 def make_norm(config: ModelConfig, size: int = 0, bias: bool | None = None) -> nn.Module:

@@ -204,9 +204,12 @@ class ModelConfig:
         ):
             _check_whole(name, getattr(self, name))
         for name in ("norm_eps", "initializer_range"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not (value > 0 and math.isfinite(value)):
-                raise CheckpointError(f"{name} is {value!r}; it must be a positive number.")
+            _check_positive(name, getattr(self, name))
+        for name in ("attention_scale", "attention_softcap", "logit_softcap"):
+            if getattr(self, name) is not None:
+                _check_positive(name, getattr(self, name))
+        if self.sliding_window is not None:
+            _check_whole("sliding_window", self.sliding_window)
         if self.mixer == "attention":
             self._fill_heads()
         elif self.state_space is None:
@@ -230,10 +233,9 @@ class ModelConfig:
                     f"{self.num_attention_heads}; set head_dim, or change one of them."
                 )
             set_field(self, "head_dim", self.hidden_size // self.num_attention_heads)
-        if isinstance(self.positions, Rotary) and (self.head_dim < 2 or self.head_dim % 2):
-            raise CheckpointError(
-                f"head_dim is {self.head_dim}; rotary positions need an even number of 2 or more."
-            )
+        for positions in (self.positions, self.local_positions):
+            if isinstance(positions, Rotary):
+                positions.rotated(self.head_dim)  # refuses heads that cannot be turned so
         if self.num_key_value_heads < 1 or self.num_attention_heads % self.num_key_value_heads:
             raise CheckpointError(
                 f"num_attention_heads {self.num_attention_heads} is no multiple of "
@@ -274,3 +276,8 @@ def _check_whole(name: str, value: Any) -> None:
             f"{name} is {value!r} in the model's configuration; "
             "it must be a whole number of 1 or more."
         )
+
+
+def _check_positive(name: str, value: Any) -> None:
+    if not isinstance(value, int | float) or not (value > 0 and math.isfinite(value)):
+        raise CheckpointError(f"{name} is {value!r}; it must be a positive number.")

@@ -29,7 +29,6 @@ def read(keys: Keys) -> ModelConfig:
     return ModelConfig(
         **gemma_fields(keys),
         causal=not both,
-        pooling="mean" if both else "last",
         positions=read_rope(values, where, 1_000_000.0, "full_attention"),
         local_positions=read_rope(values, where, 10_000.0, "sliding_attention"),
         # With both sides the file says how many are seen in all.
@@ -42,7 +41,8 @@ def read(keys: Keys) -> ModelConfig:
 def write(config: ModelConfig) -> dict[str, Any]:
     """``Gemma3TextConfig``."""
     window, local = config.sliding_window, config.local_positions
-    assert isinstance(config.positions, Rotary) and local is not None and window is not None
+    assert isinstance(config.positions, Rotary)
+    assert window is not None and local is not None  # noqa: PT018
     return written_gemma(config) | {
         "sliding_window": window if config.causal else (window - 1) * 2,
         "use_bidirectional_attention": not config.causal,

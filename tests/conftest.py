@@ -8,6 +8,9 @@ from hypothesis import settings
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
+# No test asks a hub on the network; those about hubs have one of their own.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 

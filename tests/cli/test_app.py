@@ -9,7 +9,7 @@ import pytest
 
 from hone.sql.sample import write_sample_database
 
-COMMANDS = ("demo", "run", "ask", "generate", "chat", "quantize")
+COMMANDS = ("demo", "run", "ask", "generate", "chat", "quantize", "show", "push")
 
 
 def hone(*arguments: object, folder=None) -> subprocess.CompletedProcess:
@@ -63,7 +63,7 @@ def test_an_unwritable_place_is_one_sentence(tmp_path):
 
 
 def test_ask_prints_sql_and_fails_when_the_query_does(tmp_path):
-    from hone.models import ModelConfig, CausalLM, save_checkpoint
+    from hone.models import CausalLM, ModelConfig, save_checkpoint
     from hone.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.train(["고객은 몇 명? SELECT"] * 2, 300)

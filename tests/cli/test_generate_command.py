@@ -11,7 +11,7 @@ import hone
 from hone.cli import chat as chat_command
 from hone.cli import generate as generate_command
 from hone.cli.app import app, main
-from hone.models import ModelConfig, CausalLM, save_checkpoint
+from hone.models import CausalLM, ModelConfig, save_checkpoint
 from hone.text.tokenizer import Tokenizer
 
 TEMPLATE = (

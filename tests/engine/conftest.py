@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import hone
-from hone.models import ModelConfig, CausalLM, save_checkpoint
+from hone.models import CausalLM, ModelConfig, save_checkpoint
 from hone.text.tokenizer import Tokenizer
 
 TEXTS = [

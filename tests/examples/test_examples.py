@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hone.models import ModelConfig, CausalLM, save_checkpoint
+from hone.models import CausalLM, ModelConfig, save_checkpoint
 from hone.sql.sample import write_sample_database
 from hone.text.tokenizer import Tokenizer
 

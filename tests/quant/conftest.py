@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hone.models import ModelConfig, CausalLM, save_checkpoint
+from hone.models import CausalLM, ModelConfig, save_checkpoint
 from hone.text.tokenizer import Tokenizer
 
 

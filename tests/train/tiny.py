@@ -2,8 +2,7 @@
 
 from hone.core.seeds import rng
 from hone.data import PackedBatches
-from hone.models import ModelConfig
-from hone.models import CausalLM
+from hone.models import CausalLM, ModelConfig
 
 
 def copy_samples(count=200, vocabulary=32, longest=8):

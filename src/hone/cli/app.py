@@ -16,6 +16,7 @@ from hone.cli.generate import generate
 from hone.cli.push import push
 from hone.cli.quantize import quantize
 from hone.cli.run import run
+from hone.cli.show import show
 from hone.core import progress
 from hone.core.errors import ConfigError, HoneError, RequestError
 from hone.core.files import explain_os_error
@@ -57,6 +58,7 @@ app.command("ask")(ask)
 app.command("generate")(generate)
 app.command("chat")(chat)
 app.command("quantize")(quantize)
+app.command("show")(show)
 app.command("push")(push)
 
 

@@ -54,14 +54,49 @@ class TokenizerSettings(Settings):
 
 
 class ModelSettings(Settings):
-    """``[model]``: a decoder of the Llama shape."""
+    """``[model]``: a decoder; without further choices one of the Llama shape."""
 
     hidden: Positive = 128
     layers: Positive = 4
     heads: Positive = 4
     kv_heads: Positive = 2
+    """Key/value heads: as many as ``heads`` is multi-head attention, 1 multi-query, else
+    grouped-query."""
     ffn: Positive = 384
     context: Positive = 512
+    mixer: Literal["attention", "mamba", "mamba2"] = "attention"
+    """What mixes tokens; with Mamba, ``heads``, ``ffn`` and ``positions`` mean nothing."""
+    positions: Literal["rotary", "learned", "sinusoidal", "alibi", "buckets", "none"] = "rotary"
+    rope_theta: Annotated[float, Field(gt=1)] = 10000.0
+    rope_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The share of each head that turns."""
+    rope_scaling: dict[str, Any] | None = None
+    """How rotary positions reach further: ``{rope_type = "yarn", factor = 4.0, ...}``, with the
+    keys of Hugging Face's ``rope_parameters``."""
+    window: Positive | None = None
+    """Sliding window: a token sees so many, itself included; unset is all of them."""
+    window_every: Positive = 1
+    """Which layers have the window: all but every n-th, from 2 on; 1 is every layer."""
+    norm: Literal["rms", "rms+1", "layer"] = "rms"
+    block: Literal["pre", "post", "sandwich", "parallel"] = "pre"
+    """Where the norms stand: before each layer, after it, on both sides, or one before attention
+    and feed-forward side by side."""
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
+    gated: bool = True
+    biases: bool = False
+    """All products, and layer norms, have a bias."""
+    qk_norm: bool = False
+    tie: bool = True
+    """The output layer is the embedding."""
+    attention_softcap: Annotated[float, Field(gt=0)] | None = None
+    logit_softcap: Annotated[float, Field(gt=0)] | None = None
+    experts: Annotated[int, Field(ge=0)] = 0
+    """Experts of each feed-forward layer, each of size ``ffn``; 0 is a plain layer."""
+    experts_per_token: Positive = 2
+    shared_expert: Annotated[int, Field(ge=0)] = 0
+    """Size of the expert that every token takes; 0 is none."""
+    state: Positive = 16
+    """Numbers that each channel of a Mamba layer remembers."""
 
     @model_validator(mode="after")
     def _whole_heads(self) -> Self:
@@ -69,6 +104,11 @@ class ModelSettings(Settings):
             raise ValueError(
                 f"hidden ({self.hidden}) must be a multiple of twice the heads ({self.heads}), and "
                 f"heads a multiple of kv_heads ({self.kv_heads})"
+            )
+        if self.experts and self.experts_per_token > self.experts:
+            raise ValueError(
+                f"experts_per_token ({self.experts_per_token}) must be at most experts "
+                f"({self.experts})"
             )
         return self
 

@@ -141,6 +141,7 @@ class Work:
     def train(self, folder: Path) -> None:
         """Train the model; unfinished work is found in ``folder`` and taken up again."""
         from hone.models import CausalLM, save_checkpoint
+        from hone.recipes.architecture import model_config
         from hone.train import TrainConfig, train
 
         if not (folder / "checkpoints").exists():
@@ -148,31 +149,12 @@ class Work:
             shutil.rmtree(self.out / CHECKPOINT, ignore_errors=True)
         tokenizer = Tokenizer.load(self.out / "tokenizer")
         batches = self._batches(tokenizer)
-        model = CausalLM(self._config(tokenizer))
+        model = CausalLM(model_config(self.recipe.model, tokenizer))
         model.initialise(derive_seed(self.recipe.seed, "weights"))
         settings = self.recipe.train.model_dump(exclude={"tokens_per_step"})
         result = train(model, batches, TrainConfig(**settings, seed=self.recipe.seed), folder)
         write_json(folder / "result.json", asdict(result) | {"dropped": batches.dropped})
         save_checkpoint(self.out / CHECKPOINT, model, tokenizer)
-
-    def _config(self, tokenizer: Tokenizer) -> "ModelConfig":
-        from hone.models import ModelConfig
-
-        model = self.recipe.model
-        return ModelConfig(
-            vocab_size=tokenizer.vocab_size,
-            hidden_size=model.hidden,
-            intermediate_size=model.ffn,
-            num_hidden_layers=model.layers,
-            num_attention_heads=model.heads,
-            num_key_value_heads=model.kv_heads,
-            head_dim=model.hidden // model.heads,
-            max_position_embeddings=model.context,
-            tie_word_embeddings=True,
-            bos_token_id=tokenizer.bos_id,
-            eos_token_id=tokenizer.eos_id,
-            pad_token_id=tokenizer.pad_id,
-        )
 
     def evaluate(self, folder: Path) -> None:
         """Answer every held-out question and score the answers."""

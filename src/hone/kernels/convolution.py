@@ -27,7 +27,7 @@ def causal_convolution_reference(
     bounds: Sequence[int],
     state_nCK: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """``y[t] = bias + Σ_w weight[w] · x[t - K + w]`` inside each sequence.
+    """``y[t] = bias + Σ_w weight[w] · x[t - K + w]`` inside each sequence, in float32 at least.
 
     Args:
         x_NC: the inputs.
@@ -37,18 +37,21 @@ def causal_convolution_reference(
         state_nCK: the K inputs before each sequence's first token; None means zeros.
 
     Returns:
-        The outputs ``[N, C]``, and the last K inputs ``[n, C, K]`` of each sequence.
+        The outputs ``[N, C]``, and the last K inputs ``[n, C, K]`` of each sequence, both in the
+        type of ``x_NC``.
     """
     channels, taps = weight_CW.shape
-    outputs, states = [], []
+    dtype = torch.promote_types(x_NC.dtype, torch.float32)
+    weight_C1W, bias_C = weight_CW[:, None].to(dtype), None if bias_C is None else bias_C.to(dtype)
+    outputs, states = [x_NC[:0]], []
     for i, (start, end) in enumerate(pairwise(bounds)):
         before_CK = x_NC.new_zeros(channels, taps - 1) if state_nCK is None else state_nCK[i]
-        seen_CT = torch.cat((before_CK, x_NC[start:end].t()), dim=1)
+        seen_CT = torch.cat((before_CK.to(x_NC.dtype), x_NC[start:end].t()), dim=1)
         states.append(seen_CT[:, end - start :])
         if end > start:
-            y_CT = functional.conv1d(seen_CT, weight_CW[:, None], bias_C, groups=channels)
-            outputs.append(y_CT.t())
-    return torch.cat(outputs) if outputs else torch.zeros_like(x_NC), torch.stack(states)
+            y_CT = functional.conv1d(seen_CT.to(dtype), weight_C1W, bias_C, groups=channels)
+            outputs.append(y_CT.t().to(x_NC.dtype))
+    return torch.cat(outputs), torch.stack(states)
 
 
 def causal_convolution(
@@ -59,22 +62,33 @@ def causal_convolution(
     state_nCK: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`causal_convolution_reference`; sums of rows times a tap, nothing transposed."""
-    memory = weight_CW.shape[1] - 1
-    before_nKC = None if state_nCK is None else state_nCK.to(x_NC.dtype).transpose(1, 2)
-    if list(bounds) == list(range(len(x_NC) + 1)):
-        y_NC, after_nKC = _one_token_each(x_NC, weight_CW, bias_C, before_nKC)
+    dtype = torch.promote_types(x_NC.dtype, torch.float32)
+    x, weight = x_NC.to(dtype), weight_CW.to(dtype)
+    bias = None if bias_C is None else bias_C.to(dtype)
+    before_nKC = None if state_nCK is None else state_nCK.to(dtype).transpose(1, 2)
+    if list(bounds) == list(range(len(x) + 1)):
+        y_NC, after_nKC = _one_token_each(x, weight, bias, before_nKC)
     else:
-        y_NC = _Convolution.apply(x_NC, weight_CW, bias_C, before_nKC, tuple(bounds))
-        if before_nKC is None:
-            before_nKC = x_NC.new_zeros(len(bounds) - 1, memory, x_NC.shape[1])
-        lasts = x_NC.split([end - start for start, end in pairwise(bounds)])
-        after_nKC = torch.stack(
-            [
-                torch.cat((before_KC, x_TC[-memory:]))[-memory:] if memory else before_KC
-                for before_KC, x_TC in zip(before_nKC, lasts, strict=True)
-            ]
-        )
-    return y_NC, after_nKC.transpose(1, 2)
+        y_NC = _Convolution.apply(x, weight, bias, before_nKC, tuple(bounds))
+        after_nKC = _last_inputs(x, weight.shape[1] - 1, before_nKC, bounds)
+    return y_NC.to(x_NC.dtype), after_nKC.to(x_NC.dtype).transpose(1, 2)
+
+
+def _last_inputs(
+    x_NC: Tensor, memory: int, before_nKC: Tensor | None, bounds: Sequence[int]
+) -> Tensor:
+    """What every sequence remembers: ``[n, K, C]``."""
+    if before_nKC is None:
+        before_nKC = x_NC.new_zeros(len(bounds) - 1, memory, x_NC.shape[1])
+    if memory == 0:
+        return before_nKC
+    parts = x_NC.split([end - start for start, end in pairwise(bounds)])
+    return torch.stack(
+        [
+            torch.cat((before_KC, x_TC[-memory:]))[-memory:]
+            for before_KC, x_TC in zip(before_nKC, parts, strict=True)
+        ]
+    )
 
 
 def _one_token_each(

@@ -25,6 +25,8 @@ def read(keys: Keys) -> ModelConfig:
     )
     both = keys.flag("use_bidirectional_attention", False)
     window, pattern = keys.whole("sliding_window"), keys.whole("sliding_window_pattern")
+    if pattern < 1:
+        raise keys.wrong("sliding_window_pattern", pattern, "a whole number of 1 or more")
     values, where = keys.values, keys.where
     return ModelConfig(
         **gemma_fields(keys),

@@ -83,7 +83,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int, cross: bool = False) -> None:
         super().__init__()
-        self.layer, self.local = layer, config.is_sliding(layer)
+        self.layer, self.local, self.cross = layer, config.is_sliding(layer), cross
         self.rule = AttentionRule(
             heads=config.num_attention_heads,
             kv_heads=config.num_key_value_heads,
@@ -117,8 +117,8 @@ class Attention(nn.Module):
         o_NH = step.context.attend(self.layer, qkv_NC, rotary, self.rule, step.bias)
         return project(rows(o_NH, keep), (self.o_proj,))
 
-    def to_source(self, x_NE: Tensor, step: Step) -> Tensor:
-        """Attention to the encoder's hidden states, ``[N, E]``."""
+    def to_source(self, x_NE: Tensor, step: Step, keep: Tensor | None = None) -> Tensor:
+        """Attention to the encoder's hidden states, ``[N, E]``, or only its rows ``keep``."""
 
         def keys_values() -> tuple[Tensor, Tensor]:
             assert step.source_ME is not None, "the first pass brings the encoder's hidden states"
@@ -128,11 +128,13 @@ class Attention(nn.Module):
 
         q_NHD = project(x_NE, (self.q_proj,)).unflatten(-1, (self.rule.heads, -1))
         o_NH = step.context.attend_source(self.layer, q_NHD, keys_values, self.rule)
-        return project(o_NH, (self.o_proj,))
+        return project(rows(o_NH, keep), (self.o_proj,))
 
     @property
     def joint_products(self) -> list[tuple[nn.Module, ...]]:
         """Layers that are computed as one product."""
+        if self.cross:
+            return [(self.k_proj, self.v_proj)]
         return [(self.q_proj, self.k_proj, self.v_proj)]
 
 
@@ -229,9 +231,11 @@ class PreNormBlock(Block):
 
     def forward(self, x_NE: Tensor, step: Step, keep: Tensor | None = None) -> Tensor:
         """``h = x + attention(norm(x)); h + mlp(norm(h))``."""
-        h_NE = rows(x_NE, keep) + self.self_attn(self.input_layernorm(x_NE), step, keep)
+        early = keep if self.cross_attn is None else None  # all rows attend to the source
+        h_NE = rows(x_NE, early) + self.self_attn(self.input_layernorm(x_NE), step, early)
         if self.cross_attn is not None:
-            h_NE = h_NE + self.cross_attn.to_source(self.cross_attention_layernorm(h_NE), step)
+            read_NE = self.cross_attn.to_source(self.cross_attention_layernorm(h_NE), step, keep)
+            h_NE = rows(h_NE, keep) + read_NE
         return h_NE + self.mlp(self.post_attention_layernorm(h_NE), step)
 
 
@@ -240,9 +244,11 @@ class PostNormBlock(Block):
 
     def forward(self, x_NE: Tensor, step: Step, keep: Tensor | None = None) -> Tensor:
         """``h = norm(x + attention(x)); norm(h + mlp(h))``."""
-        h_NE = self.input_layernorm(rows(x_NE, keep) + self.self_attn(x_NE, step, keep))
+        early = keep if self.cross_attn is None else None  # all rows attend to the source
+        h_NE = self.input_layernorm(rows(x_NE, early) + self.self_attn(x_NE, step, early))
         if self.cross_attn is not None:
-            h_NE = self.cross_attention_layernorm(h_NE + self.cross_attn.to_source(h_NE, step))
+            read_NE = self.cross_attn.to_source(h_NE, step, keep)
+            h_NE = self.cross_attention_layernorm(rows(h_NE, keep) + read_NE)
         return self.post_attention_layernorm(h_NE + self.mlp(h_NE, step))
 
 

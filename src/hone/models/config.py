@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from hone.core.errors import CheckpointError
-from hone.models.positions import Positions, Rotary
+from hone.models.positions import NoPositions, Positions, Rotary
 
 Head = Literal["causal", "masked", "seq2seq", "classification", "token-classification", "embedding"]
 HEADS: tuple[Head, ...] = get_args(Head)
@@ -66,10 +66,8 @@ class StateSpace:
         width: of the causal convolution.
         rank: of the projection to the time step (Mamba only).
         heads, groups: of Mamba-2; groups share B and C.
-        chunk: positions that Mamba-2 computes as one product.
         conv_bias, bias: of the convolution and of the projections.
         step_limits: bounds of the time step.
-        norm_before_gate: order inside Mamba-2's gated normalisation.
     """
 
     inner: int
@@ -78,11 +76,9 @@ class StateSpace:
     rank: int = 0
     heads: int = 0
     groups: int = 1
-    chunk: int = 256
     conv_bias: bool = True
     bias: bool = False
     step_limits: tuple[float, float] = (0.0, math.inf)
-    norm_before_gate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +118,9 @@ class ModelConfig:
         unit_length: embeddings are scaled to the length 1.
         labels: names of the classes.
         problem: of classification: one label, several, or a number.
+        decoder_start_token_id: what every answer to a source begins with.
+        forced_bos_token_id, forced_eos_token_id: the first token after that, and the last one of an
+            answer of the greatest length.
         extra: further keys of ``config.json``, kept as they were found.
 
     Raises:
@@ -189,6 +188,8 @@ class ModelConfig:
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None
     decoder_start_token_id: int | None = None
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | None = None
     dtype: str = "float32"
     quantization_config: dict[str, Any] | None = None
     extra: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
@@ -214,12 +215,18 @@ class ModelConfig:
             self._fill_heads()
         elif self.state_space is None:
             raise CheckpointError(f"The mixer {self.mixer!r} needs the sizes of its state space.")
+        else:
+            object.__setattr__(self, "positions", NoPositions())  # the recurrence knows the order
         if self.embedding_pooling is None:
             object.__setattr__(self, "embedding_pooling", "last" if self.causal else "mean")
         if self.encoder is not None and self.encoder.hidden_size != self.hidden_size:
             raise CheckpointError(
                 f"The encoder's hidden_size {self.encoder.hidden_size} and the decoder's "
                 f"{self.hidden_size} must be the same."
+            )
+        if self.encoder is not None and self.block not in ("pre", "post"):
+            raise CheckpointError(
+                f"block is {self.block!r}; a decoder with an encoder has 'pre' or 'post'."
             )
 
     def _fill_heads(self) -> None:

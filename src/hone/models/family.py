@@ -184,6 +184,8 @@ class Family:
         head: the usual one, where ``config.json`` names no architecture.
         heads: class names that are not made of ``class_name`` and the usual suffix.
         ignored: regular expressions of weights that are computed, or not needed here.
+        carried: names of weights that transformers' class for a configuration has and no layer here
+            reads; they go from the files that are read to those that are written.
         old_names: regular expressions and what replaces them in names of older files.
         features: what is special, for people.
     """
@@ -197,6 +199,7 @@ class Family:
     head: Head = "causal"
     heads: Mapping[Head, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = (r"rotary_emb\.inv_freq$",)
+    carried: Callable[[ModelConfig], Sequence[str]] = lambda _: ()
     old_names: tuple[tuple[str, str], ...] = ()
     features: tuple[str, ...] = ()
 
@@ -238,6 +241,8 @@ def common_fields(keys: Keys) -> dict[str, Any]:
         "eos_token_id": tuple(eos) if isinstance(eos, list) else eos,
         "pad_token_id": keys.whole("pad_token_id", None),
         "decoder_start_token_id": keys.whole("decoder_start_token_id", None),
+        "forced_bos_token_id": keys.whole("forced_bos_token_id", None),
+        "forced_eos_token_id": keys.whole("forced_eos_token_id", None),
         "dtype": _dtype_name(keys),
         "quantization_config": keys.get("quantization_config", None),
     }
@@ -311,8 +316,9 @@ def written_common(config: ModelConfig) -> dict[str, Any]:
         "pad_token_id": config.pad_token_id,
         "use_cache": True,
     }
-    if config.decoder_start_token_id is not None:
-        values["decoder_start_token_id"] = config.decoder_start_token_id
+    for name in ("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id"):
+        if getattr(config, name) is not None:
+            values[name] = getattr(config, name)
     if config.head in ("classification", "token-classification"):
         problem = {ours: theirs for theirs, ours in _PROBLEMS.items()}[config.problem]
         values["id2label"] = {str(n): label for n, label in enumerate(config.labels)}
@@ -343,13 +349,16 @@ def written_decoder(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def written_activation(config: ModelConfig) -> str:
-    """Hugging Face's name of the activation; the one that was read, where that is the same."""
+def written_activation(config: ModelConfig, usual: str = "gelu_pytorch_tanh") -> str:
+    """Hugging Face's name of the activation; the one that was read, or else the family's ``usual``
+    one, where that is the same.
+    """
     names = ("hidden_activation", "hidden_act", "activation_function")
     found = next((config.extra[name] for name in names if config.extra.get(name)), None)
-    if _ACTIVATIONS.get(str(found)) == config.activation:
-        return str(found)
-    return "gelu_pytorch_tanh" if config.activation == "gelu_tanh" else config.activation
+    for name in (str(found), usual, "gelu_pytorch_tanh"):
+        if _ACTIVATIONS.get(name) == config.activation:
+            return name
+    return config.activation
 
 
 def _dtype_name(keys: Keys) -> str:

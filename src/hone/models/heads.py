@@ -12,7 +12,7 @@ from typing import ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from hone.core.errors import RequestError
+from hone.core.errors import CheckpointError, RequestError
 from hone.kernels import (
     ACTIVATIONS,
     PackedLayout,
@@ -23,7 +23,7 @@ from hone.kernels import (
     router_z_loss,
 )
 from hone.models.blocks import OffsetRMSNorm, RMSNorm, make_norm
-from hone.models.config import Head, ModelConfig
+from hone.models.config import Head, ModelConfig, Pooling
 from hone.models.context import Context, Packed
 from hone.models.padding import Padding
 from hone.models.stack import EncoderDecoder, Stack
@@ -54,10 +54,12 @@ class Output(NamedTuple):
             classes of tokens; or the embeddings ``[B, E]``.
         hidden_states: ``[B, T, E]`` before every block and after the last, when asked for; of the
             decoder where there is one.
+        encoder_hidden_states: the encoder's ``[B, M, E]``, where there is one.
     """
 
     logits: Tensor
     hidden_states: tuple[Tensor, ...] | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
 
 
 class PackedBatch(Protocol):
@@ -68,6 +70,13 @@ class PackedBatch(Protocol):
     cu_seqlens: Tensor
     max_length: int
     labels_N: Tensor  # noqa: N815
+
+
+class Seq2SeqBatch(PackedBatch, Protocol):
+    """Answers laid behind one another, and their sources; see :meth:`Seq2SeqLM.packed_loss`."""
+
+    source_ids_M: Tensor  # noqa: N815
+    source_cu_seqlens: Tensor
 
 
 class Transform(nn.Module):
@@ -97,6 +106,8 @@ class Model(nn.Module):
         self.config = config if config.head == self.head else replace(config, head=self.head)
         self.model = Stack(config) if config.encoder is None else EncoderDecoder(config)
         self.add_head(self.config)
+        # What no layer reads and files should keep, by its name there; see ``Family.carried``.
+        self.carried: dict[str, Tensor] = {}
         if dtype is not None:
             self.to(dtype)
         self.tie_weights()
@@ -179,12 +190,11 @@ class Model(nn.Module):
             input_ids_M, context.positions_N(), context, hidden_states=hidden_states
         )
 
-    def _shifted(self, input_ids_BT: Tensor) -> Tensor:
+    def _shifted(self, ids_N: Tensor, starts: list[int]) -> Tensor:
         """The decoder's input when it reads the source itself: one place to the right."""
-        start = self.config.decoder_start_token_id
-        assert start is not None
-        first = torch.full_like(input_ids_BT[:, :1], start)
-        return torch.cat((first, input_ids_BT[:, :-1]), dim=1)
+        shifted_N = ids_N.roll(1)
+        shifted_N[starts] = start_token(self.config)
+        return shifted_N
 
     def _body(
         self,
@@ -199,15 +209,14 @@ class Model(nn.Module):
         padding = Padding(input_ids, attention_mask)
         hidden: list[Tensor] | None = [] if output_hidden_states else None
         kinds_N = None if token_type_ids is None else padding.pack(token_type_ids)
+        ids_N, source_ME = padding.pack(input_ids), None
+        context = Packed.of(padding.lengths, device=input_ids.device)
         if isinstance(self.model, EncoderDecoder):
-            source_ME = self.encode(padding.pack(input_ids), padding.lengths)
-            input_ids = self._shifted(input_ids)
-            context = Packed.of(padding.lengths, padding.lengths, input_ids.device)
-        else:
-            source_ME = None
-            context = Packed.of(padding.lengths, device=input_ids.device)
+            source_ME = self.encode(ids_N, padding.lengths)
+            context = Packed(context.layout, context.layout)
+            ids_N = self._shifted(ids_N, context.bounds[:-1])
         hidden_NE = self.decoder(
-            padding.pack(input_ids),
+            ids_N,
             context.positions_N(),
             context,
             source_ME=source_ME,
@@ -216,6 +225,12 @@ class Model(nn.Module):
         )
         every = None if hidden is None else tuple(padding.unpack(x_NE) for x_NE in hidden)
         return hidden_NE, padding, every
+
+    def _is_end(self, ids_N: Tensor) -> Tensor:
+        """Which tokens end a sequence, by the configuration."""
+        ends = self.config.eos_token_id
+        known = ends if isinstance(ends, tuple) else () if ends is None else (ends,)
+        return torch.isin(ids_N, torch.tensor(known, dtype=ids_N.dtype, device=ids_N.device))
 
 
 class LanguageModel(Model):
@@ -367,6 +382,28 @@ class Seq2SeqLM(LanguageModel):
 
     head = "seq2seq"
 
+    def packed_loss(self, batch: Seq2SeqBatch) -> Tensor:  # type: ignore[override]
+        """The summed negative log-likelihood of the labelled tokens, a float32 scalar.
+
+        Args:
+            batch: the answers as in :meth:`LanguageModel.packed_loss`, each beginning with the
+                token that starts one, so that a position's label is the next position's token;
+                ``source_ids_M`` int64 and ``source_cu_seqlens`` int32 ``[n + 1]``, the sources of
+                the n answers in their order.
+        """
+        assert isinstance(self.model, EncoderDecoder)
+        source = Packed(PackedLayout(batch.source_cu_seqlens))
+        source_ME = self.model.encoder(batch.source_ids_M, source.positions_N(), source)
+        keep = (batch.labels_N != IGNORED_LABEL).nonzero().squeeze(-1)
+        hidden_NE = self.decoder(
+            batch.input_ids_N,
+            batch.position_ids_N,
+            Packed(PackedLayout(batch.cu_seqlens), source.layout),
+            keep,
+            source_ME=source_ME,
+        )
+        return self.hidden_loss(hidden_NE, batch.labels_N[keep])
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -385,6 +422,14 @@ class Seq2SeqLM(LanguageModel):
             decoder_input_ids: ``[B, T]`` the answers so far, or what comes after those in
                 ``cache``.
             decoder_attention_mask: of the answers, over the cached and the new positions.
+            cache: read and extended; None computes everything.
+            logits_to_keep: score only the last so many columns; 0 scores all.
+
+        Returns:
+            ``.logits`` ``[B, T or logits_to_keep, V]`` in the model's dtype, zero at padding.
+
+        Raises:
+            RequestError: there is no answer to score, or no source to read.
         """
         if decoder_input_ids is None:
             raise RequestError("An encoder-decoder model needs decoder_input_ids to score.")
@@ -392,10 +437,11 @@ class Seq2SeqLM(LanguageModel):
             decoder_attention_mask = decoder_attention_mask[:, -decoder_input_ids.shape[1] :]
         padding = Padding(decoder_input_ids, decoder_attention_mask)
         source_ME, source_lengths = None, None
+        encoded: list[Tensor] | None = [] if output_hidden_states else None
         if input_ids is not None:
             source = Padding(input_ids, attention_mask)
             source_lengths = source.lengths
-            source_ME = self.encode(source.pack(input_ids), source_lengths)
+            source_ME = self.encode(source.pack(input_ids), source_lengths, encoded)
         if cache is None:
             if source_lengths is None:
                 raise RequestError("Without a cache an encoder-decoder model needs input_ids.")
@@ -405,19 +451,26 @@ class Seq2SeqLM(LanguageModel):
         else:
             cache.begin(padding.lengths, source_lengths)
             context, positions_N = cache, cache.positions().to(decoder_input_ids.device)
+        keep = padding.last_columns(logits_to_keep) if logits_to_keep else None
         hidden: list[Tensor] | None = [] if output_hidden_states else None
         hidden_NE = self.decoder(
             padding.pack(decoder_input_ids),
             positions_N,
             context,
+            keep,
             source_ME=source_ME,
             hidden_states=hidden,
         )
         if cache is not None:
             cache.advance()
-        logits_BTV = padding.unpack(self.logits(hidden_NE))
+        logits_NV = self.logits(hidden_NE)
+        if keep is not None:
+            if decoder_attention_mask is not None:
+                decoder_attention_mask = decoder_attention_mask[:, -logits_to_keep:]
+            padding = Padding(decoder_input_ids[:, -logits_to_keep:], decoder_attention_mask)
         every = None if hidden is None else tuple(padding.unpack(x_NE) for x_NE in hidden)
-        return Output(logits_BTV[:, -logits_to_keep:], every)
+        every_source = tuple(source.unpack(x_ME) for x_ME in encoded) if encoded else None
+        return Output(padding.unpack(logits_NV), every, every_source)
 
 
 class Classifier(Model):
@@ -441,7 +494,8 @@ class Classifier(Model):
         hidden_NE, padding, every = self._body(
             input_ids, attention_mask, token_type_ids, output_hidden_states
         )
-        pooled_BE = pool(hidden_NE, padding.lengths, self.config.pooling)
+        ends_N = self._is_end(padding.pack(input_ids))
+        pooled_BE = pool(hidden_NE, padding.lengths, self.config.pooling, ends_N)
         if self.transform is not None:
             pooled_BE = self.transform(pooled_BE)
         return Output(project(pooled_BE, (self.score,)), every)
@@ -490,7 +544,8 @@ class Embedder(Model):
             input_ids, attention_mask, token_type_ids, output_hidden_states
         )
         assert self.config.embedding_pooling is not None, "filled in on construction"
-        pooled_BE = pool(hidden_NE, padding.lengths, self.config.embedding_pooling)
+        ends_N = self._is_end(padding.pack(input_ids))
+        pooled_BE = pool(hidden_NE, padding.lengths, self.config.embedding_pooling, ends_N)
         if self.transform is not None:
             pooled_BE = self.transform(pooled_BE)
         if self.config.unit_length:
@@ -498,11 +553,30 @@ class Embedder(Model):
         return Output(pooled_BE, every)
 
 
-def pool(hidden_NE: Tensor, lengths: list[int], pooling: str) -> Tensor:
-    """One hidden state for each sequence, ``[B, E]``: its first, its last, or their mean.
+def start_token(config: ModelConfig) -> int:
+    """The token that every answer of an encoder-decoder begins with.
 
     Raises:
-        RequestError: a sequence is empty.
+        CheckpointError: the configuration names none.
+    """
+    if config.decoder_start_token_id is None:
+        raise CheckpointError(
+            "config.json names no decoder_start_token_id, the token that every answer begins with."
+        )
+    return config.decoder_start_token_id
+
+
+def pool(
+    hidden_NE: Tensor, lengths: list[int], pooling: Pooling, is_end_N: Tensor | None = None
+) -> Tensor:
+    """One hidden state for each sequence, ``[B, E]``: its first, its last, that of its last end
+    token, or their mean.
+
+    Args:
+        is_end_N: which tokens end a sequence, for the pooling "eos".
+
+    Raises:
+        RequestError: a sequence is empty, or has no end token where one is needed.
     """
     if 0 in lengths:
         raise RequestError(f"Row {lengths.index(0) + 1} of the batch holds no token.")
@@ -510,12 +584,30 @@ def pool(hidden_NE: Tensor, lengths: list[int], pooling: str) -> Tensor:
     starts_B = ends_B - torch.tensor(lengths, device=hidden_NE.device)
     if pooling == "cls":
         return hidden_NE[starts_B]
-    if pooling in ("last", "eos"):
+    if pooling == "last":
         return hidden_NE[ends_B - 1]
+    if pooling == "eos":
+        assert is_end_N is not None
+        return hidden_NE[_last_ends(is_end_N, lengths)]
     sums_BE = torch.segment_reduce(
         hidden_NE.float(), "sum", lengths=ends_B - starts_B, axis=0, unsafe=True
     )
     return (sums_BE / (ends_B - starts_B)[:, None]).to(hidden_NE.dtype)
+
+
+def _last_ends(is_end_N: Tensor, lengths: list[int]) -> list[int]:
+    """Where the last end token of each sequence is."""
+    found, start = [], 0
+    for row, ends in enumerate(is_end_N.split(lengths), 1):
+        places = ends.nonzero()
+        if not len(places):
+            raise RequestError(
+                f"Row {row} of the batch has no end-of-sequence token; this model judges a text by "
+                "its last one, so append it."
+            )
+        found.append(start + int(places[-1]))
+        start += len(ends)
+    return found
 
 
 MODELS: dict[Head, type[Model]] = {
@@ -524,8 +616,26 @@ MODELS: dict[Head, type[Model]] = {
 }
 
 
+def fits(config: ModelConfig, head: Head) -> bool:
+    """Whether a body of ``config`` can have ``head``."""
+    if head == "causal":
+        return config.causal and config.encoder is None
+    return head != "seq2seq" or config.encoder is not None
+
+
 def make_model(
     config: ModelConfig, head: Head | None = None, dtype: torch.dtype | None = None
 ) -> Model:
-    """An uninitialised model of ``config`` with ``head``, or the head that it names."""
-    return MODELS[head or config.head](config, dtype)
+    """An uninitialised model of ``config`` with ``head``, or the head that it names.
+
+    Raises:
+        CheckpointError: the body cannot have that head.
+    """
+    head = head or config.head
+    if not fits(config, head):
+        bodies = {"causal": "sees no token after the current one", "seq2seq": "reads a source"}
+        raise CheckpointError(
+            f"The head {head!r} needs a body that {bodies[head]}, which {config.model_type!r} is "
+            "not; choose another head or another model."
+        )
+    return MODELS[head](config, dtype)

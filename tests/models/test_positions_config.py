@@ -48,9 +48,11 @@ def scaling(kind, size=16):
         "llama3": Llama3Scaling(8.0, 1.0, 4.0, 32),
         "yarn": YarnScaling(3.0, 32),
         "yarn-ratio": YarnScaling(None, 32),
+        "yarn-shrunk": YarnScaling(None, 200),
         "yarn-options": YarnScaling(
             4.0, 24, beta_fast=20.0, beta_slow=2.0, mscale=0.7, mscale_all_dim=1.1, truncate=False
         ),
+        "yarn-mscale": YarnScaling(3.0, 32, mscale=0.7),
         "yarn-factor": YarnScaling(2.0, 48, attention_factor=1.21),
         "yarn-step": YarnScaling(2.0, 4),
         "longrope": long_scaling(size),
@@ -68,7 +70,9 @@ KINDS = (
     "llama3",
     "yarn",
     "yarn-ratio",
+    "yarn-shrunk",
     "yarn-options",
+    "yarn-mscale",
     "yarn-factor",
     "yarn-step",
     "longrope",
@@ -186,6 +190,15 @@ def test_a_token_turns_the_same_whatever_is_beside_it(kind, lengths, decoding):
         table(span, torch.full_like(span, n), torch.float32)
         for span, n in zip(spans, lengths, strict=True)
     ]
+    assert torch.equal(together, torch.cat(alone, dim=1))
+
+
+def test_many_lengths_at_once_turn_as_each_alone():
+    # Vector instructions begin at some count, and round powers otherwise than one at a time.
+    table = RotaryTable(Rotary(scaling=DynamicScaling(3.0)), 16, CONTEXT)
+    lengths = torch.arange(CONTEXT - 3, CONTEXT + 60)
+    together = table(lengths - 1, lengths, torch.float32)
+    alone = [table(n - 1, n, torch.float32) for n in lengths.split(1)]
     assert torch.equal(together, torch.cat(alone, dim=1))
 
 

@@ -6,6 +6,7 @@ Not here: parameters, modules, files, or anything that knows a model's layout.
 
 from hone.kernels.activation import ACTIVATIONS, gated
 from hone.kernels.attention import AttentionRule, Bias, attention
+from hone.kernels.convolution import causal_convolution
 from hone.kernels.cross_entropy import projected_cross_entropy
 from hone.kernels.device import keep_freed_memory, preferred_dtype
 from hone.kernels.experts import expert_mix, load_balancing_loss, route, router_z_loss
@@ -18,6 +19,8 @@ from hone.kernels.packed import (
     split_heads,
 )
 from hone.kernels.rotary import apply_rotary, rotary_table
+from hone.kernels.scan import selective_scan
+from hone.kernels.scan_dual import state_space_dual
 from hone.kernels.swiglu import swiglu
 
 __all__ = [
@@ -28,6 +31,7 @@ __all__ = [
     "adjoin",
     "apply_rotary",
     "attention",
+    "causal_convolution",
     "expert_mix",
     "gated",
     "keep_freed_memory",
@@ -41,6 +45,8 @@ __all__ = [
     "rotary_table",
     "route",
     "router_z_loss",
+    "selective_scan",
     "split_heads",
+    "state_space_dual",
     "swiglu",
 ]

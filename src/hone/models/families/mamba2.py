@@ -1,0 +1,78 @@
+"""Mamba-2 (Dao and Gu 2024): state space duality, heads, and a gated norm."""
+
+import math
+from typing import Any
+
+from hone.core.errors import CheckpointError
+from hone.models.config import ModelConfig, StateSpace
+from hone.models.families.mamba import rules, state_space_fields, written_state_space
+from hone.models.family import Family, Keys
+
+
+def read(keys: Keys) -> ModelConfig:
+    """``Mamba2Config``."""
+    size = keys.whole("hidden_size")
+    heads, channels = keys.whole("num_heads", 128), keys.whole("head_dim", 64)
+    inner = int(keys.number("expand", 2) * size)
+    groups = keys.whole("n_groups", 8)
+    if heads * channels != inner or heads % groups:
+        raise CheckpointError(
+            f"{keys.where}: num_heads {heads} of head_dim {channels} in {groups} n_groups do not "
+            f"make expand · hidden_size = {inner} channels."
+        )
+    limits = keys.get("time_step_limit", [0.0, float("inf")])
+    if not isinstance(limits, list | tuple) or len(limits) != 2:
+        raise keys.wrong("time_step_limit", limits, "two numbers")
+    space = StateSpace(
+        inner=inner,
+        state=keys.whole("state_size", 128),
+        width=keys.whole("conv_kernel", 4),
+        heads=heads,
+        groups=groups,
+        conv_bias=keys.flag("use_conv_bias", True),
+        bias=keys.flag("use_bias", False),
+        step_limits=(_number(limits[0]), _number(limits[1])),
+    )
+    return ModelConfig(
+        **state_space_fields(keys, size, inner),
+        mixer="mamba2",
+        state_space=space,
+        tie_word_embeddings=keys.flag("tie_word_embeddings", False),
+    )
+
+
+def write(config: ModelConfig) -> dict[str, Any]:
+    """``Mamba2Config``."""
+    space = config.state_space
+    if config.mixer != "mamba2" or space is None:
+        raise CheckpointError("A Mamba-2 checkpoint holds a state space.")
+    return written_state_space(config) | {
+        "num_heads": space.heads,
+        "head_dim": space.inner // space.heads,
+        "n_groups": space.groups,
+        "time_step_limit": [_in_json(limit) for limit in space.step_limits],
+        "tie_word_embeddings": config.tie_word_embeddings,
+    }
+
+
+# JSON has no infinity; transformers writes it so.
+_INFINITY = {"__float__": "Infinity"}
+
+
+def _number(value: Any) -> float:
+    return math.inf if value == _INFINITY else float(value)
+
+
+def _in_json(value: float) -> Any:
+    return _INFINITY if value == math.inf else value
+
+
+FAMILY = Family(
+    "mamba2",
+    "Mamba2",
+    read,
+    write,
+    rules,
+    prefix="backbone",
+    features=("state space duality", "grouped B and C", "constant memory per sequence"),
+)

@@ -103,6 +103,7 @@ def test_text_is_that_of_transformers(opened, kind, data):
 
 @every_kind
 @some
+@example(first="<s>a", second="b")
 @given(first=TEXT, second=TEXT.filter(bool))
 def test_pairs_are_those_of_transformers(opened, kind, first, second):
     ours, theirs = opened(kind)

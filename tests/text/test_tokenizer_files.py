@@ -77,6 +77,16 @@ def test_roles_that_no_file_names_are_those_of_the_class(tmp_path, kind, config)
     assert ours.model_max_length == (512 if config else None)
 
 
+def test_the_class_may_stand_in_the_models_config(tmp_path):
+    make("gpt2", tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    said = {"model_type": "llama", "tokenizer_class": "GPT2Tokenizer"}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    ours, theirs = opened(tmp_path)
+    assert_equal(ours, theirs)
+    assert ours.eos_token == "<|endoftext|>"
+
+
 @pytest.mark.parametrize("as_object", [True, False])
 def test_an_old_directory_names_its_tokens_in_a_file_of_their_own(tmp_path, as_object):
     make("llama3", tmp_path)

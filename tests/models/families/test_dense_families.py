@@ -17,7 +17,11 @@ YARN = {
 }
 
 
-class TestMistral(CausalInterop):
+class Dense(CausalInterop):
+    steps = 8  # past every window
+
+
+class TestMistral(Dense):
     family = "mistral"
     cases = {
         "windowed": {"sliding_window": 5},
@@ -30,7 +34,7 @@ class TestMistral(CausalInterop):
     }
 
 
-class TestQwen2(CausalInterop):
+class TestQwen2(Dense):
     family = "qwen2"
     cases = {
         "tied": {"tie_word_embeddings": True, "sliding_window": 4},
@@ -50,7 +54,7 @@ class TestQwen2(CausalInterop):
     }
 
 
-class TestQwen3(CausalInterop):
+class TestQwen3(Dense):
     family = "qwen3"
     cases = {
         "tied": {"tie_word_embeddings": True, "head_dim": 14},
@@ -66,7 +70,7 @@ class TestQwen3(CausalInterop):
     }
 
 
-class TestGemma2(CausalInterop):
+class TestGemma2(Dense):
     family = "gemma2"
     cases = {
         "capped": {
@@ -89,7 +93,7 @@ class TestGemma2(CausalInterop):
     }
 
 
-class TestGemma3(CausalInterop):
+class TestGemma3(Dense):
     family = "gemma3_text"
     cases = {
         "alternating": {
@@ -123,7 +127,7 @@ LONG = {
 }
 
 
-class TestPhi3(CausalInterop):
+class TestPhi3(Dense):
     family = "phi3"
     cases = {
         "windowed": {"sliding_window": 4},

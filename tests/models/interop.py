@@ -458,3 +458,151 @@ class EmbeddingInterop(ReaderInterop):
     def loss(self, outputs, config):
         wanted = torch.linspace(-1, 1, outputs.numel()).view_as(outputs)
         return (outputs - wanted).square().mean()
+
+
+# Sources of unequal length, padded on the right, and answers to them.
+LEFT = torch.stack([row.roll(6 - int(real.sum())) for row, real in zip(ROWS, REAL, strict=True)])
+ANSWERS = torch.tensor([[9, 8, 40, 33, 5], [17, 6, 0, 0, 0], [4, 51, 23, 16, 0]])
+
+
+def make_pairs():
+    """A training batch: each row of ``ROWS`` and what is to be answered to it."""
+    from types import SimpleNamespace
+
+    sources = [row[row != 0] for row in ROWS]
+    answers = [row[row != 0] for row in ANSWERS]
+    bounds = [torch.tensor([0, *map(len, x)]).cumsum(0).int() for x in (sources, answers)]
+    return sources, answers, SimpleNamespace(
+        source_ids_M=torch.cat(sources),
+        source_cu_seqlens=bounds[0],
+        position_ids_N=torch.cat([torch.arange(len(answer)) for answer in answers]),
+        cu_seqlens=bounds[1],
+        max_length=5,
+        labels_N=torch.cat(answers),
+    )
+
+
+class Seq2SeqInterop(Interop):
+    """Encoders with decoders."""
+
+    auto_class = "AutoModelForSeq2SeqLM"
+    steps = 14
+    # A source padded on the left has the same positions as without padding.
+    relative = True
+
+    def make(self, changes, **options):
+        model = super().make(changes, **options)
+        with torch.no_grad():
+            for buffer in model.buffers():
+                buffer.add_(torch.randn(buffer.shape))
+        return model
+
+    def starts(self, model, ids):
+        """The decoder's input for answers ``ids``."""
+        first = torch.full_like(ids[:, :1], model.config.decoder_start_token_id)
+        return torch.cat((first, ids[:, :-1]), dim=1)
+
+    def test_logits_and_hidden_states(self, pair):
+        theirs, ours, _ = pair
+        ids, real = self.starts(theirs, ANSWERS), REAL.bool()
+        with torch.no_grad():
+            expected = theirs(ROWS, REAL, ids, output_hidden_states=True)
+            found = ours(ROWS, REAL, ids, output_hidden_states=True)
+            assert torch.equal(found.logits, ours(ROWS, REAL, ids).logits)
+        self.close(found.logits, expected.logits)
+        stacks = (
+            (found.encoder_hidden_states, expected.encoder_hidden_states, real),
+            (found.hidden_states, expected.decoder_hidden_states, torch.ones_like(ids).bool()),
+        )
+        for mine, original, where in stacks:
+            assert len(mine) == len(original)
+            for x, y in zip(mine, original, strict=True):
+                self.close(x[where], y[where])
+
+    def test_padding_on_either_side(self, pair):
+        theirs, ours, _ = pair
+        ids, left = self.starts(theirs, ANSWERS), (LEFT != 0).long()
+        # As many tokens as there are labels, which begin where they stand.
+        mask = (ANSWERS != 0).long()
+        with torch.no_grad():
+            expected = theirs(ROWS, REAL, ids, decoder_attention_mask=mask).logits
+            found = ours(ROWS, REAL, ids, mask).logits
+            self.close(found[mask.bool()], expected[mask.bool()])
+            assert torch.equal(ours(LEFT, left, ids, mask).logits, found)
+            if self.relative:
+                self.close(theirs(LEFT, left, ids, decoder_attention_mask=mask).logits, expected)
+            assert torch.equal(
+                ours(ROWS, REAL, ids.flip(0), mask, logits_to_keep=2).logits,
+                ours(ROWS, REAL, ids.flip(0), mask).logits[:, -2:],
+            )
+            turned = [x.roll(1, 1) for x in (ids[2:], mask[2:])]  # padded on the left
+            self.close(ours(ROWS[2:], REAL[2:], *turned).logits.roll(-1, 1), found[2:], 1e-5)
+
+    def test_loss_and_gradients(self, pair, case, tmp_path):
+        ours, theirs = load_model(pair[2]), self.make(self.cases[case])
+        sources, answers, batch = make_pairs()
+        starts = [self.starts(theirs, answer[None])[0] for answer in answers]
+        batch.input_ids_N = torch.cat(starts)
+        batch.labels_N[3] = -100
+        loss = ours.train().packed_loss(batch)
+        loss.backward()
+        expected, labels = torch.zeros(()), batch.labels_N.split([len(x) for x in answers])
+        for source, ids, wanted in zip(sources, starts, labels, strict=True):
+            logits = theirs(source[None], decoder_input_ids=ids[None]).logits[0]
+            expected = expected + torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
+        expected.backward()
+        count = int((batch.labels_N != -100).sum())
+        self.close(loss / count, expected.detach() / count)
+        self.compare_gradients(theirs, ours, tmp_path, count)
+
+    def test_greedy_generation(self, pair):
+        theirs, ours, _ = pair
+        with torch.no_grad():
+            cached = self.greedy(ours, cached=True)
+            assert torch.equal(cached, self.greedy(ours, cached=False))
+        options = {"max_new_tokens": self.steps, "do_sample": False}
+        assert torch.equal(cached, theirs.generate(ROWS, attention_mask=REAL, **options))
+        for row, real, found in zip(ROWS, REAL, cached, strict=True):
+            alone = row[real.bool()][None]
+            expected = theirs.generate(alone, attention_mask=torch.ones_like(alone), **options)
+            assert torch.equal(found, expected[0])
+
+    def test_an_answer_may_enter_the_cache_in_pieces(self, pair):
+        _, ours, _ = pair
+        cache = RowCache(ours.config, 3, torch.float32)
+        ids = self.starts(ours, ANSWERS)
+        with torch.no_grad():
+            whole = ours(ROWS, REAL, ids).logits
+            pieces = [
+                ours(ROWS if a == 0 else None, REAL, ids[:, a:b], cache=cache).logits
+                for a, b in ((0, 3), (3, 4), (4, 5))
+            ]
+        self.close(torch.cat(pieces, 1), whole)
+
+    def test_bfloat16_within_its_precision(self, pair):
+        theirs, _, folder = pair
+        ours = load_model(folder, dtype="bfloat16")
+        assert {p.dtype for p in ours.parameters()} == {torch.bfloat16}
+        rounded = type(theirs).from_pretrained(folder, dtype="bfloat16").eval()
+        ids = self.starts(theirs, ANSWERS)
+        with torch.no_grad():
+            exact = theirs(ROWS, REAL, ids).logits
+            their_error = (rounded(ROWS, REAL, ids).logits.float() - exact).norm()
+            found = (ours(ROWS, REAL, ids).logits.float() - exact).norm()
+        assert found < 1.5 * their_error + 0.01 * exact.norm()
+
+    def greedy(self, model, cached):
+        """Answers to padded sources, with the cache or by computing everything again."""
+        ids = torch.full((len(ROWS), 1), model.config.decoder_start_token_id)
+        cache = RowCache(model.config, len(ROWS), torch.float32) if cached else None
+        for step in range(self.steps):
+            known = cached and step > 0
+            logits = model(
+                None if known else ROWS,
+                REAL,
+                ids[:, -1:] if cached else ids,
+                cache=cache,
+                logits_to_keep=1,
+            ).logits
+            ids = torch.cat((ids, logits.argmax(-1)), dim=1)
+        return ids

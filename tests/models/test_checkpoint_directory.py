@@ -157,7 +157,7 @@ NORM = "model.norm.weight"
         (lambda f: (f / "config.json").unlink(), "has no config.json"),
         (lambda f: (f / "config.json").write_text("{"), "config.json, line 1: not valid JSON"),
         (lambda f: (f / "config.json").write_text("[]"), "expected a JSON object, found list"),
-        (lambda f: set_key(f, model_type="bert"), "model_type is 'bert'"),
+        (lambda f: set_key(f, model_type="opt"), "model_type is 'opt'"),
         (
             lambda f: set_key(f, quantization_config={"quant_method": "hqq"}),
             "quant_method is 'hqq'",

@@ -6,8 +6,8 @@ peak is its own size, in the dtype that is asked for, and one tensor.
 
 import re
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from torch import Tensor
 from hone.core.errors import CapacityError, CheckpointError, DataError
 from hone.core.files import read_json
 from hone.models.checkpoint import WEIGHTS, dtype_name, load_config
-from hone.models.config import Head
+from hone.models.config import HEADS, Head
 from hone.models.families import find_family
-from hone.models.heads import Model, make_model
+from hone.models.heads import Model, fits, make_model
 from hone.models.weights import Place, aliases, own_tensors, places
 
 INDEX = "model.safetensors.index.json"
@@ -52,6 +52,7 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     device: torch.device | str = "cpu",
     head: Head | None = None,
+    labels: Sequence[str] | None = None,
 ) -> Model:
     """Read a model from a checkpoint directory, in evaluation mode.
 
@@ -60,6 +61,8 @@ def load_model(
         device: where the weights go.
         head: the head to give the body; None for the one in the files. Weights that another head
             lacks in the files are initialised, and a warning names them.
+        labels: names of the classes; where the files have another number of them, the layer that
+            scores them is new.
 
     Raises:
         CheckpointError: a missing, truncated or foreign file, or weights that do not fit
@@ -68,6 +71,16 @@ def load_model(
     """
     path = Path(directory)
     config = load_config(path)
+    stored: Head | None = config.head
+    if head is not None and not config.extra.get("architectures"):
+        stored = None  # config.json does not say, so any head may be in the files, or none
+    relabelled = labels is not None and len(labels) != len(config.labels)
+    if labels is not None:
+        config = replace(config, labels=tuple(labels))
+    if relabelled:
+        config = replace(
+            config, problem="regression" if len(config.labels) == 1 else "single_label"
+        )
     wanted = _dtype(config.dtype if dtype == "auto" else dtype)
     files = _weight_files(path)
     with torch.device("meta"):
@@ -75,7 +88,9 @@ def load_model(
         if config.quantization_config is not None:
             _replace_layers(model, config.quantization_config, path)
     expected = _expected(model)
-    spare: set[str] = set() if model.head == config.head else _other_head(model, config.head)
+    spare: set[str] = set()
+    if model.head != stored or model.head == "embedding":  # a file of a body may hold a head too
+        spare = _other_heads(model)
     model.to(wanted)
     try:
         model.to_empty(device=device)
@@ -86,9 +101,11 @@ def load_model(
     model.tie_weights()
     model.adjoin_weights()
     filler = _Filler(model, expected, spare, path)
+    if relabelled:
+        filler.renew("score")
     for file in files:
         filler.fill(file)
-    filler.finish(config.head)
+    filler.finish(stored)
     return model.eval()
 
 
@@ -122,11 +139,15 @@ def _expected(model: Model) -> dict[str, _Expected]:
     return found
 
 
-def _other_head(model: Model, head: Head) -> set[str]:
-    """Names of the weights of the head that is in the files, when another one is asked for."""
-    with torch.device("meta"):
-        other = make_model(model.config, head)
-    return set(_expected(other)) | aliases(other)
+def _other_heads(model: Model) -> set[str]:
+    """Names of the weights of the heads that may be in the files, when another is asked for."""
+    family, names = find_family(model.config.model_type), set[str]()
+    for head in HEADS:
+        if head != model.head and fits(model.config, head):
+            with torch.device("meta"):
+                other = make_model(model.config, head)
+            names |= set(_expected(other)) | aliases(family, other)
+    return names
 
 
 class _Filler:
@@ -137,9 +158,19 @@ class _Filler:
     ) -> None:
         self._model, self._expected, self._spare, self._path = model, expected, spare, path
         self._tensors = own_tensors(model)
-        self._aliases = aliases(model)
         self._family = find_family(model.config.model_type)
+        self._aliases = aliases(self._family, model)
+        self._carried = set(self._family.carried(model.config))
         self._missing = dict.fromkeys(expected)
+        self._new: set[str] = set()
+
+    def renew(self, part: str) -> None:
+        """Leave the weights of a part of the head as new, whatever the files hold."""
+        self._new = {
+            name
+            for name, expected in self._expected.items()
+            if any(ours.startswith(f"{part}.") for ours in expected.place.ours)
+        }
 
     def fill(self, file: Path) -> None:
         """Copy every tensor of ``file`` to its place."""
@@ -147,7 +178,11 @@ class _Filler:
             with safe_open(file, framework="pt") as handle:
                 for name in handle.keys():  # noqa: SIM118 (a handle is not iterable)
                     known = self._known_as(name)
-                    if known is not None:
+                    if known in self._new:
+                        continue
+                    if known in self._carried:
+                        self._model.carried[known] = handle.get_tensor(name)
+                    elif known is not None:
                         self._copy(handle.get_tensor(name), name, known, file)
                     elif not self._may_be_left(name):
                         raise CheckpointError(
@@ -164,7 +199,7 @@ class _Filler:
         # Files of a bare body leave its prefix out; files of a whole model do not.
         prefix = self._family.prefix + "."
         for candidate in (name, prefix + name, name.removeprefix(prefix)):
-            if candidate in self._expected:
+            if candidate in self._expected or candidate in self._carried:
                 return candidate
         return None
 
@@ -198,17 +233,15 @@ class _Filler:
         if not bool(torch.isfinite(tensor).all()):
             warnings.warn(f"{file}: {name!r} holds NaN or infinity.", stacklevel=5)
 
-    def finish(self, stored: Head) -> None:
+    def finish(self, stored: Head | None) -> None:
         """Initialise a head that was asked for and is not in the files; refuse other gaps."""
-        own = {ours for name in self._missing for ours in self._expected[name].place.ours}
-        new = {name for name in own if name.partition(".")[0] in _HEAD_PARTS}
-        if own - new or (new and self._model.head == stored):
-            name = next(
-                name
-                for name in self._missing
-                if self._model.head == stored or set(self._expected[name].place.ours) - new
-            )
-            raise CheckpointError(f"{self._path}: the weight {name!r} is in none of its files.")
+        new = set[str]()
+        for name in self._missing:
+            ours = set(self._expected[name].place.ours)
+            in_head = all(own.partition(".")[0] in _HEAD_PARTS for own in ours)
+            if name not in self._new and (self._model.head == stored or not in_head):
+                raise CheckpointError(f"{self._path}: the weight {name!r} is in none of its files.")
+            new |= ours
         if new:
             self._model.initialise(seed=0, only=new)
             warnings.warn(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hone.models.config import ModelConfig
 from hone.models.family import EachExpert, Family, Rule, fill, match
+from hone.models.heads import Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +59,11 @@ def own_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
-def aliases(model: nn.Module) -> set[str]:
+def aliases(family: Family, model: Model) -> set[str]:
     """Names under which files may hold a tied weight once more."""
-    return set(model.state_dict()) - set(own_tensors(model))
+    every, own = model.state_dict(), own_tensors(model)
+    tied = {name: tensor for name, tensor in every.items() if name not in own}
+    return set(places(family, model.config, tied))
 
 
 def places(family: Family, config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, Place]:
@@ -69,10 +72,13 @@ def places(family: Family, config: ModelConfig, tensors: Mapping[str, Tensor]) -
     found: dict[str, Place] = {}
     for name, tensor in tensors.items():
         for their_name, place in _places_of(name, tensor, rules):
-            if config.head == "embedding":
-                their_name = their_name.removeprefix(family.prefix + ".")
-            found.setdefault(their_name, place)
+            found.setdefault(in_file(family, config, their_name), place)
     return found
+
+
+def in_file(family: Family, config: ModelConfig, name: str) -> str:
+    """What a weight of the whole model is called: files of a bare body leave its prefix out."""
+    return name.removeprefix(family.prefix + ".") if config.head == "embedding" else name
 
 
 def _places_of(
@@ -96,10 +102,14 @@ def _places_of(
     return stacked or [(name, Place((name,)))]
 
 
-def file_tensors(family: Family, config: ModelConfig, model: nn.Module) -> dict[str, Tensor]:
+def file_tensors(family: Family, config: ModelConfig, model: Model) -> dict[str, Tensor]:
     """All tensors of ``model`` as a file holds them, each in memory of its own."""
     tensors = own_tensors(model)
-    return {
+    found = {
         name: place.read(tensors, config).clone(memory_format=torch.contiguous_format)
         for name, place in places(family, config, tensors).items()
+    }
+    return found | {
+        in_file(family, config, name): tensor.to(model.dtype, copy=True)
+        for name, tensor in model.carried.items()
     }

@@ -66,7 +66,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "n_layer": config.num_hidden_layers,
         "n_head": config.num_attention_heads,
         "n_inner": None if inner == 4 * config.hidden_size else inner,
-        "activation_function": written_activation(config),
+        "activation_function": written_activation(config, "gelu_new"),
         "layer_norm_epsilon": config.norm_eps,
         "scale_attn_weights": config.attention_scale is None,
         "scale_attn_by_inverse_layer_idx": config.attention_scale_by_layer,

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from hone.core.errors import CheckpointError, DataError
 from hone.core.files import atomic_dir, read_json, write_json
-from hone.models.config import ModelConfig
+from hone.models.config import Head, ModelConfig
 from hone.models.families import find_family
 from hone.models.family import TRANSFORMERS_VERSION, Keys
 from hone.models.heads import Model
+from hone.models.sentence import read_sentence_files, write_sentence_files
 from hone.models.weights import file_tensors
 
 WEIGHTS = "model.safetensors"
@@ -115,6 +116,8 @@ def write_checkpoint(
         token_ids = {name: values[name] for name in special if values.get(name) is not None}
         version = {"transformers_version": values["transformers_version"]}
         write_json(directory / "generation_config.json", token_ids | (generation or {}) | version)
+    if model.head == "embedding":
+        write_sentence_files(directory, model.config)
     family = find_family(model.config.model_type)
     save_weights(file_tensors(family, model.config, model), directory / WEIGHTS)
     if tokenizer is not None:
@@ -141,8 +144,12 @@ def save_weights(tensors: dict[str, Tensor], file: Path) -> None:
     file.chmod(0o644)  # the library makes it private
 
 
-def load_config(directory: str | Path) -> ModelConfig:
-    """Read ``config.json`` of a checkpoint directory.
+def load_config(directory: str | Path, head: Head | None = None) -> ModelConfig:
+    """Read ``config.json`` of a checkpoint directory, and how its embeddings are pooled.
+
+    Args:
+        head: the one that is wanted. Pooling matters for embeddings only, and a directory that says
+            how to pool is one of embeddings unless another head is asked for.
 
     Raises:
         CheckpointError: no directory, no or broken ``config.json``, an unknown architecture.
@@ -159,7 +166,8 @@ def load_config(directory: str | Path) -> ModelConfig:
         raise CheckpointError(str(error)) from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{file}: expected a JSON object, found {type(values).__name__}.")
-    return read_config(values, str(file))
+    config = read_config(values, str(file))
+    return read_sentence_files(path, config) if head in (None, "embedding") else config
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -403,7 +403,8 @@ def test_files_old_and_new_are_read_as_transformers_reads_them(family, values):
                         "factor": 2.0,
                         "original_max_position_embeddings": 48,
                     },
-                }
+                },
+                "original_max_position_embeddings": 24,
             },
         ),
     ],

@@ -5,7 +5,15 @@ import shutil
 
 import pytest
 import torch
-from interop import IDS, MASK, CausalInterop, Interop, call
+from interop import (
+    IDS,
+    MASK,
+    CausalInterop,
+    ClassifierInterop,
+    Interop,
+    TokenClassifierInterop,
+    call,
+)
 from safetensors.torch import load_file, save_file
 
 from hone.core.errors import CheckpointError
@@ -43,50 +51,16 @@ BLOOM = {
 }
 
 
-class Scores(Interop):
-    """What models that score classes must do."""
+class LastTokenScores(ClassifierInterop):
+    """Decoders classify a text by its last token, wherever padding stands."""
 
-    def test_scores(self, pair):
-        theirs, ours, _ = pair
-        with torch.no_grad():
-            for ids in (IDS, IDS.flip(1)):  # padded on the left, and on the right
-                mask = (ids != 0).long()
-                expected, found = call(theirs, ids, mask).logits, ours(ids, mask).logits
-                assert found.shape == expected.shape
-                self.close(*self.real(found, expected, mask))
-
-    def test_gradients(self, pair, case, tmp_path):
-        ours, theirs = load_model(pair[2], head=self.head), self.make(self.cases[case])
-        for model in (theirs, ours):
-            scores = call(model, IDS, MASK).logits
-            first, _ = self.real(scores, scores, MASK)
-            first.square().sum().backward()
-        self.compare_gradients(theirs, ours, tmp_path, 1)
-
-    def real(self, found, expected, mask):
-        """What is to be compared."""
-        return found, expected
-
-
-class TextScores(Scores):
-    auto_class = "AutoModelForSequenceClassification"
     cases = {"three": {"num_labels": 3}}
 
-    def test_labels(self, pair, case):
+    def test_padding_on_the_left(self, pair):
         theirs, ours, _ = pair
-        assert list(ours.config.labels) == list(theirs.config.id2label.values())
-        problems = {"three": "single_label", "reward": "regression", "many": "multi_label"}
-        assert ours.config.problem == problems[case]
+        with torch.no_grad():
+            self.close(ours(IDS, MASK).logits, call(theirs, IDS, MASK).logits)
         assert ours.score.bias is None
-
-
-class TokenScores(Scores):
-    auto_class = "AutoModelForTokenClassification"
-    cases = {"five": {"num_labels": 5}}
-
-    def real(self, found, expected, mask):
-        """Scores of tokens."""
-        return found[mask.bool()], expected[mask.bool()]
 
 
 class TestGpt2(CausalInterop):
@@ -133,7 +107,7 @@ class TestBloom(CausalInterop):
     }
 
 
-class TestGpt2TextScores(TextScores):
+class TestGpt2Classifier(LastTokenScores):
     family = "gpt2"
     sizes = GPT2
     cases = {
@@ -147,29 +121,32 @@ class TestGpt2TextScores(TextScores):
     }
 
 
-class TestGpt2TokenScores(TokenScores):
+class TestGpt2TokenClassifier(TokenClassifierInterop):
     family = "gpt2"
     sizes = GPT2
+    cases = {"five": {"num_labels": 5}}
 
 
-class TestGptNeoxTextScores(TextScores):
+class TestGptNeoxClassifier(LastTokenScores):
     family = "gpt_neox"
     sizes = NEOX
 
 
-class TestGptNeoxTokenScores(TokenScores):
+class TestGptNeoxTokenClassifier(TokenClassifierInterop):
     family = "gpt_neox"
     sizes = NEOX
+    cases = {"five": {"num_labels": 5}}
 
 
-class TestBloomTextScores(TextScores):
+class TestBloomClassifier(LastTokenScores):
     family = "bloom"
     sizes = BLOOM
 
 
-class TestBloomTokenScores(TokenScores):
+class TestBloomTokenClassifier(TokenClassifierInterop):
     family = "bloom"
     sizes = BLOOM
+    cases = {"five": {"num_labels": 5}}
 
 
 class Bodies(Interop):

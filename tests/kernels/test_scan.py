@@ -154,6 +154,15 @@ def test_decay_after_a_stretch_of_strong_decay_keeps_its_precision():
     agree(outcome(state_space_dual, arguments), exact, 1e-5)
 
 
+def test_the_gradient_of_a_strong_decay_is_no_noise():
+    # It is tiny beside that of a weak one, so that each head is held to its own size.
+    decays = torch.tensor([-0.1, -3.0, -30.0, -100.0], dtype=torch.float64)
+    arguments = case("mamba2", [150])._replace(A=decays).to(torch.float32)
+    exact = outcome(state_space_dual_reference, arguments.to(torch.float64))
+    ours = outcome(state_space_dual, arguments)
+    torch.testing.assert_close(ours[4].double(), exact[4], atol=0, rtol=1e-5)
+
+
 @both_kinds
 @settings(max_examples=10)
 @given(st.lists(st.integers(2, 90), min_size=2, max_size=4))
@@ -185,6 +194,8 @@ def test_a_sequence_in_pieces_is_the_whole(kind, pieces, steps):
             outputs.append(y)
             start += piece
     agree((torch.cat(outputs), state), whole, 1e-5)
+    if kind == "mamba":
+        assert torch.equal(state, whole[1])
 
 
 @both_kinds

@@ -99,7 +99,8 @@ def _one_token_each(
     y_nC = x_nC * present_C if bias_C is None else torch.addcmul(bias_C, x_nC, present_C)
     if before_nKC is None:
         before_nKC = x_nC.new_zeros(len(x_nC), len(taps), x_nC.shape[1])
-    for before_nC, tap_C in zip(before_nKC.unbind(1), taps, strict=True):
+    # The latest first, as for many tokens, so that both have the same bits.
+    for before_nC, tap_C in zip(before_nKC.unbind(1)[::-1], taps[::-1], strict=True):
         y_nC = torch.addcmul(y_nC, before_nC, tap_C)
     return y_nC, torch.cat((before_nKC, x_nC[:, None]), dim=1)[:, 1:]
 

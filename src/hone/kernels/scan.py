@@ -100,10 +100,11 @@ def _one_token_each(
     x_nD: Tensor, delta_nD: Tensor, A_DS: Tensor, B_nS: Tensor, C_nS: Tensor, h_nSD: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """One step of every sequence: decoding."""
-    new_nSD = (delta_nD * x_nD)[:, None] * B_nS[:, :, None]
+    A_SD, u_nD = A_DS.t().contiguous() * _LOG2_E, delta_nD * x_nD
+    new_nSD = u_nD[:, None] * B_nS[:, :, None]
     if h_nSD is not None:
-        decay_nSD = torch.exp2(delta_nD[:, None] * (A_DS.t() * _LOG2_E))
-        new_nSD = torch.addcmul(new_nSD, decay_nSD, h_nSD)
+        # In the order of many tokens, so that the states have the same bits.
+        new_nSD.addcmul_(torch.exp2(delta_nD[:, None] * A_SD), h_nSD)
     return torch.bmm(C_nS[:, None], new_nSD)[:, 0], new_nSD
 
 

@@ -105,13 +105,11 @@ def _one_token_each(
     x_nHP: Tensor, dt_nH: Tensor, A_H: Tensor, B_nGS: Tensor, C_nGS: Tensor, h_nHPS: Tensor
 ) -> tuple[Tensor, Tensor]:
     """One step of every sequence: decoding."""
-    groups = B_nGS.shape[1]
-    entering_nGF1 = (dt_nH[:, :, None] * x_nHP).view(len(x_nHP), groups, -1, 1)
-    entering_nHPS = (entering_nGF1 * B_nGS[:, :, None]).view_as(h_nHPS)
-    decay_nH11 = torch.exp(dt_nH * A_H)[:, :, None, None]
-    h_nHPS = torch.addcmul(entering_nHPS, decay_nH11, h_nHPS)
-    y_nGF1 = h_nHPS.view(len(x_nHP), groups, -1, h_nHPS.shape[-1]) @ C_nGS[:, :, :, None]
-    return y_nGF1.view(x_nHP.shape), h_nHPS
+    B_nG1S, C_nGS1 = B_nGS[:, :, None], C_nGS[:, :, :, None]
+    entering_nGF1 = (dt_nH[:, :, None] * x_nHP).reshape(*B_nGS.shape[:2], -1, 1)
+    h_nHPS = torch.exp(dt_nH * A_H)[:, :, None, None] * h_nHPS
+    h_nGFS = h_nHPS.view(*entering_nGF1.shape[:3], -1).addcmul_(entering_nGF1, B_nG1S)
+    return (h_nGFS @ C_nGS1).view(x_nHP.shape), h_nGFS.view(h_nHPS.shape)
 
 
 class _Chunk(NamedTuple):

@@ -497,6 +497,13 @@ class Seq2SeqInterop(Interop):
                 buffer.add_(torch.randn(buffer.shape))
         return model
 
+    def gradients(self, theirs, ours, tmp_path):
+        """Without that of a bias that is a constant to them."""
+        expected, found = super().gradients(theirs, ours, tmp_path)
+        for tensors in (expected, found):
+            tensors.pop("final_logits_bias", None)
+        return expected, found
+
     def starts(self, model, ids):
         """The decoder's input for answers ``ids``."""
         first = torch.full_like(ids[:, :1], model.config.decoder_start_token_id)
@@ -531,12 +538,11 @@ class Seq2SeqInterop(Interop):
             assert torch.equal(ours(LEFT, left, ids, mask).logits, found)
             if self.relative:
                 self.close(theirs(LEFT, left, ids, decoder_attention_mask=mask).logits, expected)
-            assert torch.equal(
-                ours(ROWS, REAL, ids.flip(0), mask, logits_to_keep=2).logits,
-                ours(ROWS, REAL, ids.flip(0), mask).logits[:, -2:],
-            )
+            for kept in (1, 3):
+                few = ours(ROWS, REAL, ids, mask, logits_to_keep=kept).logits
+                self.close(few, found[:, -kept:])
             turned = [x.roll(1, 1) for x in (ids[2:], mask[2:])]  # padded on the left
-            self.close(ours(ROWS[2:], REAL[2:], *turned).logits.roll(-1, 1), found[2:], 1e-5)
+            self.close(ours(ROWS[2:], REAL[2:], *turned).logits.roll(-1, 1), found[2:])
 
     def test_loss_and_gradients(self, pair, case, tmp_path):
         ours, theirs = load_model(pair[2]), self.make(self.cases[case])

@@ -18,10 +18,11 @@ from torch import Tensor
 from hone.core.errors import CapacityError, CheckpointError, DataError
 from hone.core.files import read_json
 from hone.models.checkpoint import WEIGHTS, dtype_name, load_config
-from hone.models.config import HEADS, Head
+from hone.models.config import HEADS, Head, ModelConfig
 from hone.models.families import find_family
 from hone.models.heads import Model, fits, make_model
-from hone.models.weights import Place, aliases, own_tensors, places
+from hone.models.ties import check_ties, read_error
+from hone.models.weights import Place, aliases, known_name, own_tensors, places
 
 INDEX = "model.safetensors.index.json"
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "consolidated.*")
@@ -70,7 +71,7 @@ def load_model(
         CapacityError: there is no memory for the weights.
     """
     path = Path(directory)
-    config = load_config(path)
+    config = load_config(path, head)
     stored: Head | None = config.head
     if head is not None and not config.extra.get("architectures"):
         stored = None  # config.json does not say, so any head may be in the files, or none
@@ -83,10 +84,15 @@ def load_model(
         )
     wanted = _dtype(config.dtype if dtype == "auto" else dtype)
     files = _weight_files(path)
-    with torch.device("meta"):
-        model = make_model(config, head, _dtype(config.dtype))
-        if config.quantization_config is not None:
-            _replace_layers(model, config.quantization_config, path)
+    model = _make_empty(config, head, path)
+    apart, stand_ins = check_ties(model, files)
+    if apart:
+        warnings.warn(
+            f"{path}: config.json ties the output layer to the embedding, and the files hold "
+            "different weights for the two; they are used as they are.",
+            stacklevel=2,
+        )
+        model = _make_empty(replace(config, tie_word_embeddings=False), head, path)
     expected = _expected(model)
     spare: set[str] = set()
     if model.head != stored or model.head == "embedding":  # a file of a body may hold a head too
@@ -100,13 +106,22 @@ def load_model(
         ) from error
     model.tie_weights()
     model.adjoin_weights()
-    filler = _Filler(model, expected, spare, path)
+    filler = _Filler(model, expected, spare, stand_ins, path)
     if relabelled:
         filler.renew("score")
     for file in files:
         filler.fill(file)
     filler.finish(stored)
     return model.eval()
+
+
+def _make_empty(config: ModelConfig, head: Head | None, path: Path) -> Model:
+    """A model without memory."""
+    with torch.device("meta"):
+        model = make_model(config, head, _dtype(config.dtype))
+        if config.quantization_config is not None:
+            _replace_layers(model, config.quantization_config, path)
+    return model
 
 
 def _dtype(name: str | torch.dtype) -> torch.dtype:
@@ -146,7 +161,7 @@ def _other_heads(model: Model) -> set[str]:
         if head != model.head and fits(model.config, head):
             with torch.device("meta"):
                 other = make_model(model.config, head)
-            names |= set(_expected(other)) | aliases(family, other)
+            names |= {*_expected(other), *aliases(family, other)}
     return names
 
 
@@ -154,13 +169,20 @@ class _Filler:
     """Fills a model from files and keeps account of what was found."""
 
     def __init__(
-        self, model: Model, expected: dict[str, _Expected], spare: set[str], path: Path
+        self,
+        model: Model,
+        expected: dict[str, _Expected],
+        spare: set[str],
+        stand_ins: dict[str, str],
+        path: Path,
     ) -> None:
-        self._model, self._expected, self._spare, self._path = model, expected, spare, path
+        self._model, self._expected, self._path = model, expected, path
+        self._stand_ins = stand_ins
         self._tensors = own_tensors(model)
         self._family = find_family(model.config.model_type)
-        self._aliases = aliases(self._family, model)
+        self._spare = spare | aliases(self._family, model).keys()
         self._carried = set(self._family.carried(model.config))
+        self._known = {*expected, *self._carried, *stand_ins}
         self._missing = dict.fromkeys(expected)
         self._new: set[str] = set()
 
@@ -189,24 +211,14 @@ class _Filler:
                             f"{file}: config.json has no place for the weight {name!r}."
                         )
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{file} is truncated or no safetensors file ({error}); copy or save it again."
-            ) from error
+            raise read_error(file, error) from error
 
     def _known_as(self, name: str) -> str | None:
-        for pattern, replacement in self._family.old_names:
-            name = re.sub(pattern, replacement, name)
-        # Files of a bare body leave its prefix out; files of a whole model do not.
-        prefix = self._family.prefix + "."
-        for candidate in (name, prefix + name, name.removeprefix(prefix)):
-            if candidate in self._expected or candidate in self._carried:
-                return candidate
-        return None
+        found = known_name(self._family, name, self._known)
+        return None if found is None else self._stand_ins.get(found, found)
 
     def _may_be_left(self, name: str) -> bool:
-        prefix = self._family.prefix + "."
-        names = {name, prefix + name, name.removeprefix(prefix)}
-        if names & self._aliases or names & self._spare:
+        if known_name(self._family, name, self._spare) is not None:
             return True
         return any(re.search(pattern, name) for pattern in self._family.ignored)
 

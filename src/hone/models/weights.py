@@ -5,7 +5,8 @@ places of a whole model are made from its own tensors, on the meta device too, s
 should hold is known before it is opened.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,11 +60,27 @@ def own_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
-def aliases(family: Family, model: Model) -> set[str]:
-    """Names under which files may hold a tied weight once more."""
-    every, own = model.state_dict(), own_tensors(model)
+def aliases(family: Family, model: Model) -> dict[str, str]:
+    """Names under which files may hold a tied weight once more, and its usual one."""
+    every, own = model.state_dict(keep_vars=True), own_tensors(model)
+    usual: dict[int, str] = {}
+    for name, place in places(family, model.config, own).items():
+        usual |= {id(every[ours]): name for ours in place.ours}
     tied = {name: tensor for name, tensor in every.items() if name not in own}
-    return set(places(family, model.config, tied))
+    return {
+        alias: usual[id(tied[place.ours[0]])]
+        for alias, place in places(family, model.config, tied).items()
+    }
+
+
+def known_name(family: Family, name: str, known: Collection[str]) -> str | None:
+    """Which of the ``known`` names a file of ``family`` means by ``name``; None for none."""
+    for pattern, replacement in family.old_names:
+        name = re.sub(pattern, replacement, name)
+    # Files of a bare body leave its prefix out; files of a whole model do not.
+    prefix = family.prefix + "."
+    candidates = (name, prefix + name, name.removeprefix(prefix))
+    return next((candidate for candidate in candidates if candidate in known), None)
 
 
 def places(family: Family, config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, Place]:
@@ -87,10 +104,10 @@ def _places_of(
     stacked = []
     for rule in rules:
         if isinstance(rule, EachExpert):
-            if (found := match(rule.ours, name)) is not None:
-                numbers, rest = found
+            found = match(rule.ours, name)
+            if found is not None and not found[1]:  # ".weight" follows in a layer without experts
                 stacked += [
-                    (fill(rule.theirs, (*numbers, str(x))) + rest, Place((name,), rule, x))
+                    (fill(rule.theirs, (*found[0], str(x))), Place((name,), rule, x))
                     for x in range(tensor.shape[0])
                 ]
             continue

@@ -42,6 +42,8 @@ def read(keys: Keys) -> ModelConfig:
         encoder_attention_heads="num_attention_heads",
         init_std="initializer_range",
     ).filled(**_DEFAULTS)
+    if not keys.flag("tie_word_embeddings", True):
+        raise keys.wrong("tie_word_embeddings", False, "true: one embedding serves every layer")
     size = keys.whole("d_model")
     shared = common_fields(keys) | {
         "hidden_size": size,
@@ -65,7 +67,7 @@ def read(keys: Keys) -> ModelConfig:
         **shared,
         **_stack(keys, "decoder"),
         encoder=ModelConfig(**shared, **_stack(keys, "encoder"), causal=False),
-        tie_word_embeddings=keys.flag("tie_word_embeddings", True),
+        tie_word_embeddings=True,
         head_bias=True,
         transforms={"classification": ("tanh",)},
         pooling="eos",
@@ -90,7 +92,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "max_position_embeddings": config.max_position_embeddings,
         "activation_function": written_activation(config, "gelu"),
         "scale_embedding": config.embedding_scale != 1.0,
-        "tie_word_embeddings": config.tie_word_embeddings,
+        "tie_word_embeddings": True,  # false means to them three embeddings
         "init_std": config.initializer_range,
         "decoder_start_token_id": config.decoder_start_token_id,
         "forced_eos_token_id": config.forced_eos_token_id,

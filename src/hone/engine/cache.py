@@ -69,6 +69,11 @@ class RowCache:
         """See :class:`hone.models.Context`."""
         return [0, *accumulate(self._new)]
 
+    @property
+    def longest(self) -> int:
+        """See :class:`hone.models.Context`."""
+        return max(map(sum, zip(self._held, self._new, strict=True)))
+
     def positions(self) -> Tensor:
         """The position of each token of the coming pass, ``[N]`` int64."""
         spans = zip(self._held, self._new, strict=True)

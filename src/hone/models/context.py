@@ -31,6 +31,10 @@ class Context(Protocol):
     def bounds(self) -> list[int]:
         """Where each sequence's tokens begin in this pass, and N at the end."""
 
+    @property
+    def longest(self) -> int:
+        """The length of the longest sequence, earlier passes included."""
+
     def lengths_N(self) -> Tensor:  # noqa: N802
         """For each token the length of its sequence, earlier passes included, int64 ``[N]``."""
 
@@ -81,6 +85,11 @@ class Packed:
     def bounds(self) -> list[int]:
         """See :class:`Context`."""
         return [*self.layout.starts, self.layout.tokens]
+
+    @property
+    def longest(self) -> int:
+        """See :class:`Context`."""
+        return max(self.layout.lengths, default=0)
 
     def lengths_N(self) -> Tensor:  # noqa: N802
         """See :class:`Context`."""

@@ -7,6 +7,7 @@ T queries, S keys.
 import torch
 from torch import Tensor, nn
 
+from hone.core.errors import RequestError
 from hone.kernels.positions import alibi_slopes, relative_buckets, sinusoids
 from hone.models.blocks import BLOCKS, Step, make_norm
 from hone.models.config import ModelConfig
@@ -95,7 +96,15 @@ class Stack(nn.Module):
             token_types_N: the kind of segment of each token; None for kind 0.
             hidden_states: gets the input of every block, and what is returned.
             router_logits: gets those of every mixture of experts.
+
+        Raises:
+            RequestError: a sequence is longer than the positions that were learned.
         """
+        longest, places = context.longest, self.config.max_position_embeddings
+        if isinstance(self.config.positions, Learned) and longest > places:
+            raise RequestError(
+                f"A text has {longest:,} tokens and the model knows {places:,} positions; cut it."
+            )
         x_NE = self.embed(input_ids_N, positions_N, token_types_N)
         step = self._step(context, positions_N, x_NE.dtype, source_ME, router_logits)
         last = len(self.layers) - 1

@@ -16,8 +16,9 @@ from interop import (
 )
 from safetensors.torch import load_file, save_file
 
-from hone.core.errors import CheckpointError
-from hone.models import load_model, read_config, write_config
+from hone.core.errors import CheckpointError, RequestError
+from hone.engine.cache import RowCache
+from hone.models import load_model, make_model, read_config, write_config
 
 GPT2 = {
     "vocab_size": 61,
@@ -288,3 +289,16 @@ def test_what_cannot_be_is_said(family, key, value, expected):
     with pytest.raises(CheckpointError, match=expected) as error:
         read_config({"model_type": family, key: value}, "some/config.json")
     assert str(error.value).startswith("some/config.json: ")
+
+
+def test_a_text_beyond_the_learned_positions_is_refused():
+    config = read_config({"model_type": "gpt2"} | GPT2 | {"n_positions": 5})
+    model = make_model(config)
+    model.initialise(0)
+    with pytest.raises(RequestError, match="has 6 tokens and the model knows 5 positions"):
+        model(IDS, MASK)
+    cache = RowCache(config, 1, torch.float32)
+    whole = model(IDS[:1, :5]).logits
+    torch.testing.assert_close(model(IDS[:1, :5], None, cache).logits, whole)
+    with pytest.raises(RequestError, match="6 tokens"):
+        model(IDS[:1, 5:], None, cache)

@@ -184,7 +184,8 @@ def test_a_sequence_in_a_pack_has_the_bits_of_the_same_alone(kind, lengths):
 def test_a_sequence_in_pieces_is_the_whole(kind, pieces, steps):
     fast, _ = FORMS[kind]
     pieces = pieces + [1] * steps
-    arguments = case(kind, [sum(pieces)]).to(torch.float32)
+    shape = (16, 3) if kind == "mamba" else None
+    arguments = case(kind, [sum(pieces)], shape).to(torch.float32)
     with torch.no_grad():
         whole = fast(*arguments)
         outputs, state, start = [], arguments.state, 0
@@ -194,7 +195,7 @@ def test_a_sequence_in_pieces_is_the_whole(kind, pieces, steps):
             outputs.append(y)
             start += piece
     agree((torch.cat(outputs), state), whole, 1e-5)
-    if kind == "mamba":
+    if kind == "mamba":  # bit for bit, where channels fill a processor's vectors
         assert torch.equal(state, whole[1])
 
 

@@ -33,6 +33,7 @@ _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
     "gelu": "gelu",
+    "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -247,8 +248,8 @@ def common_fields(keys: Keys) -> dict[str, Any]:
         "quantization_config": keys.get("quantization_config", None),
     }
     labels = keys.get("id2label", None)
-    if isinstance(labels, dict):
-        fields["labels"] = tuple(labels[key] for key in sorted(labels, key=int))
+    if labels is not None:
+        fields["labels"] = _labels(keys, labels)
     elif keys.get("num_labels", None) is not None:
         fields["labels"] = tuple(f"LABEL_{n}" for n in range(keys.whole("num_labels")))
     problem = keys.get("problem_type", None)
@@ -355,10 +356,24 @@ def written_activation(config: ModelConfig, usual: str = "gelu_pytorch_tanh") ->
     """
     names = ("hidden_activation", "hidden_act", "activation_function")
     found = next((config.extra[name] for name in names if config.extra.get(name)), None)
-    for name in (str(found), usual, "gelu_pytorch_tanh"):
-        if _ACTIVATIONS.get(name) == config.activation:
+    return activation_name(config.activation, str(found), usual)
+
+
+def activation_name(activation: str, *preferred: str) -> str:
+    """Hugging Face's name of ``activation``: the first of ``preferred`` that means the same."""
+    for name in (*preferred, "gelu_pytorch_tanh"):
+        if _ACTIVATIONS.get(name) == activation:
             return name
-    return config.activation
+    return activation
+
+
+def _labels(keys: Keys, labels: Any) -> tuple[str, ...]:
+    """The names of ``id2label`` in the order of their numbers."""
+    numbers = [str(number) for number in range(len(labels))] if isinstance(labels, dict) else []
+    if not numbers or {str(key) for key in labels} != set(numbers):
+        raise keys.wrong("id2label", labels, "an object with a name for each number from 0")
+    by_number = {str(key): str(label) for key, label in labels.items()}
+    return tuple(by_number[number] for number in numbers)
 
 
 def _dtype_name(keys: Keys) -> str:

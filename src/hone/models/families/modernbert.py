@@ -8,6 +8,7 @@ from hone.models.family import (
     Family,
     Keys,
     Rule,
+    activation_name,
     common_fields,
     ffn_rows,
     join_rows,
@@ -85,6 +86,8 @@ def write(config: ModelConfig) -> dict[str, Any]:
     span = config.extra.get("local_attention", 128)
     if span // 2 != config.sliding_window - 1:
         span = 2 * (config.sliding_window - 1)
+    head = config.transforms.get("masked", ("gelu",))
+    found = str(config.extra.get("classifier_activation"))
     return written_common(config) | {
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -104,6 +107,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "norm_bias": config.norm_bias,
         "tie_word_embeddings": config.tie_word_embeddings,
         "decoder_bias": config.head_bias,
+        "classifier_activation": activation_name(head[0], found),
         "classifier_bias": config.transform_bias,
         "classifier_pooling": config.pooling,
     }

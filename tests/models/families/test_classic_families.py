@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from hone.core.errors import CheckpointError, RequestError
 from hone.engine.cache import RowCache
-from hone.models import load_model, make_model, read_config, write_config
+from hone.models import load_model, make_model, read_config, save_checkpoint, write_config
 
 GPT2 = {
     "vocab_size": 61,
@@ -230,6 +230,8 @@ MASKS = {
     [(TestGpt2, "transformer."), (TestGptNeox, ""), (TestBloom, "transformer.")],
 )
 def test_files_as_older_releases_wrote_them(tests, prefix, tmp_path):
+    import transformers
+
     tests().make({}).save_pretrained(tmp_path / "new")
     expected = load_model(tmp_path / "new")
     shutil.copytree(tmp_path / "new", tmp_path / "old")
@@ -245,6 +247,13 @@ def test_files_as_older_releases_wrote_them(tests, prefix, tmp_path):
     assert (tests.family == "gpt_neox") == (found.config.dtype == "float16")
     with torch.no_grad():
         assert torch.equal(found(IDS, MASK).logits, expected(IDS, MASK).logits)
+    save_checkpoint(tmp_path / "ours", found)
+    read, again = (
+        transformers.AutoConfig.from_pretrained(tmp_path / name).to_dict()
+        for name in ("old", "ours")
+    )
+    changed = {key for key, value in read.items() if again[key] != value}
+    assert changed <= {"_name_or_path", "dtype"}
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "bloom"])

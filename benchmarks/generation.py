@@ -22,7 +22,7 @@ from machine import Machine, measure
 
 import hone
 from hone.kernels import preferred_dtype
-from hone.models import ModelConfig, CausalLM, save_checkpoint
+from hone.models import CausalLM, ModelConfig, save_checkpoint
 from hone.quant import quantize_checkpoint
 from hone.text.tokenizer import Tokenizer
 

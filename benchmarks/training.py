@@ -26,7 +26,7 @@ import torch
 from machine import Machine, measure
 
 from hone.kernels import keep_freed_memory, preferred_dtype
-from hone.models import ModelConfig, CausalLM, load_model, save_checkpoint
+from hone.models import CausalLM, ModelConfig, load_model, save_checkpoint
 from hone.train import TrainConfig
 from hone.train.loop import TensorBatch
 from hone.train.optimizers import Optimizer

@@ -67,7 +67,7 @@ def causal_convolution(
     bias = None if bias_C is None else bias_C.to(dtype)
     before_nKC = None if state_nCK is None else state_nCK.to(dtype).transpose(1, 2)
     if list(bounds) == list(range(len(x) + 1)):
-        y_NC, after_nKC = _one_token_each(x, weight, bias, before_nKC)
+        y_NC, after_nKC = _step(x, weight, bias, before_nKC)
     else:
         y_NC = _Convolution.apply(x, weight, bias, before_nKC, tuple(bounds))
         after_nKC = _last_inputs(x, weight.shape[1] - 1, before_nKC, bounds)
@@ -91,10 +91,10 @@ def _last_inputs(
     )
 
 
-def _one_token_each(
+def _step(
     x_nC: Tensor, weight_CW: Tensor, bias_C: Tensor | None, before_nKC: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """One step of every sequence: decoding."""
+    """One token of every sequence."""
     *taps, present_C = weight_CW.unbind(1)
     y_nC = x_nC * present_C if bias_C is None else torch.addcmul(bias_C, x_nC, present_C)
     if before_nKC is None:

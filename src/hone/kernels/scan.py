@@ -10,7 +10,7 @@ Shapes: N tokens of n sequences, D channels, S state size; in one block T tokens
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 import torch
@@ -81,30 +81,63 @@ def selective_scan(
 
     The states of all tokens never exist at once: they are computed block by block in the cache,
     and again in the backward pass from the state before each block (section 3.3.2, recomputation).
+    Returned states lie ``[n, S, D]`` in memory; passed on as they are, they are never copied.
     """
     dtype = torch.promote_types(x_ND.dtype, torch.float32)
     x, delta, A, B, C = (tensor.to(dtype) for tensor in (x_ND, delta_ND, A_DS, B_NS, C_NS))
     h_nSD = None if state_nDS is None else state_nDS.to(dtype).transpose(1, 2)
-    if list(bounds) == list(range(len(x) + 1)):
-        y_ND, h_nSD = _one_token_each(x, delta, A, B, C, h_nSD)
-    elif torch.is_grad_enabled():
+    if torch.is_grad_enabled():
         y_ND, h_nSD = _SelectiveScan.apply(x, delta, A, B, C, h_nSD, tuple(bounds))
     else:
-        y_ND, h_nSD, _ = _scan(x, delta, A, B, C, h_nSD, bounds, keep=False)
+        parts = []
+        for single, sequences, rows, own in stretches(bounds):
+            before = None if h_nSD is None else h_nSD[sequences]
+            here = (x[rows], delta[rows], A, B[rows], C[rows], before)
+            parts.append(_step(*here) if single else _scan(*here, own, keep=False)[:2])
+        y_ND, h_nSD = joined(parts)
     if D_D is not None:
         y_ND = torch.addcmul(y_ND, x, D_D.to(dtype))
     return y_ND.to(x_ND.dtype), h_nSD.transpose(1, 2)
 
 
-def _one_token_each(
+class Stretch(NamedTuple):
+    """Neighbouring sequences that all have one token, or all have another number of them."""
+
+    single: bool
+    sequences: slice
+    rows: slice
+    bounds: list[int]  # of the sequences, from 0
+
+
+def stretches(bounds: Sequence[int]) -> list[Stretch]:
+    """Cut a pack where decoding sequences, of one token, and others meet."""
+    lengths = [end - start for start, end in pairwise(bounds)]
+    found, last = [], 0
+    for single, run in groupby(length == 1 for length in lengths):
+        first, last = last, last + len(list(run))
+        start, end = bounds[first], bounds[last]
+        own = [bound - start for bound in bounds[first : last + 1]]
+        found.append(Stretch(single, slice(first, last), slice(start, end), own))
+    return found
+
+
+def joined(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Outputs and states of stretches behind one another; one alone is not copied."""
+    if len(parts) == 1:
+        return parts[0]
+    outputs, states = zip(*parts, strict=True)
+    return torch.cat(outputs), torch.cat(states)
+
+
+def _step(
     x_nD: Tensor, delta_nD: Tensor, A_DS: Tensor, B_nS: Tensor, C_nS: Tensor, h_nSD: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """One step of every sequence: decoding."""
-    A_SD, u_nD = A_DS.t().contiguous() * _LOG2_E, delta_nD * x_nD
+    """One token of every sequence."""
+    A_SD, u_nD = (A_DS * _LOG2_E).t().contiguous(), delta_nD * x_nD
     new_nSD = u_nD[:, None] * B_nS[:, :, None]
     if h_nSD is not None:
         # In the order of many tokens, so that the states have the same bits.
-        new_nSD.addcmul_(torch.exp2(delta_nD[:, None] * A_SD), h_nSD)
+        new_nSD.addcmul_((delta_nD[:, None] * A_SD).exp2_(), h_nSD)
     return torch.bmm(C_nS[:, None], new_nSD)[:, 0], new_nSD
 
 

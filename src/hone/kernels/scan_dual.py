@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from hone.kernels.scan import joined, stretches
+
 # exp(x) is exp2(x · log2 e), which takes half the time on a CPU.
 _LOG2_E = math.log2(math.e)
 
@@ -90,21 +92,23 @@ def state_space_dual(
         h_nHPS = x.new_zeros(len(bounds) - 1, *x.shape[1:], B.shape[2])
     else:
         h_nHPS = state_nHPS.to(dtype)
-    if list(bounds) == list(range(len(x) + 1)):
-        y_NHP, h_nHPS = _one_token_each(x, dt, A, B, C, h_nHPS)
-    elif torch.is_grad_enabled():
+    if torch.is_grad_enabled():
         y_NHP, h_nHPS = _StateSpaceDual.apply(x, dt, A, B, C, h_nHPS, tuple(bounds), chunk)
     else:
-        y_NHP, h_nHPS, _ = _scan(x, dt, A, B, C, h_nHPS, bounds, chunk, keep=False)
+        parts = []
+        for single, sequences, rows, own in stretches(bounds):
+            here = (x[rows], dt[rows], A, B[rows], C[rows], h_nHPS[sequences])
+            parts.append(_step(*here) if single else _scan(*here, own, chunk, keep=False)[:2])
+        y_NHP, h_nHPS = joined(parts)
     if D_H is not None:
         y_NHP = torch.addcmul(y_NHP, x, D_H.to(dtype)[:, None])
     return y_NHP.to(x_NHP.dtype), h_nHPS
 
 
-def _one_token_each(
+def _step(
     x_nHP: Tensor, dt_nH: Tensor, A_H: Tensor, B_nGS: Tensor, C_nGS: Tensor, h_nHPS: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One step of every sequence: decoding."""
+    """One token of every sequence."""
     B_nG1S, C_nGS1 = B_nGS[:, :, None], C_nGS[:, :, :, None]
     entering_nGF1 = (dt_nH[:, :, None] * x_nHP).reshape(*B_nGS.shape[:2], -1, 1)
     h_nHPS = torch.exp(dt_nH * A_H)[:, :, None, None] * h_nHPS

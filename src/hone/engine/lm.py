@@ -108,7 +108,7 @@ class LM:
             CheckpointError: the checkpoint has no chat template, or a broken one.
             RequestError: the template refuses the messages.
         """
-        source = self.tokenizer.chat_template
+        source = self.tokenizer.chat_template_for(tools)
         if source is None:
             raise CheckpointError(
                 f"{self.path} has no chat template, so it does not know how a conversation is "
@@ -124,9 +124,6 @@ class LM:
             return _token_ids(prompt, number)
         ids = self.tokenizer.encode(prompt, add_special_tokens=True)
         bos = self.tokenizer.bos_id
-        # A text that was rendered with its <bos> would get a second one, which costs accuracy.
-        if bos is not None and ids[:2] == [bos, bos]:
-            ids = ids[1:]
         if not ids and bos is not None:
             ids = [bos]
         if not ids:

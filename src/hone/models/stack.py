@@ -6,6 +6,7 @@ T queries, S keys.
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from hone.core.errors import RequestError
 from hone.kernels.positions import alibi_slopes, relative_buckets, sinusoids
@@ -148,7 +149,10 @@ class Stack(nn.Module):
             step.router_logits = router_logits
         if self._rotary is not None and self._local_rotary is not None:
             needs = self._rotary.needs_lengths or self._local_rotary.needs_lengths
-            lengths_N = context.lengths_N() if needs else None
+            lengths_N = None
+            if needs:  # what stands behind the sequences' tokens is padding
+                lengths_N = context.lengths_N()
+                lengths_N = functional.pad(lengths_N, (0, len(positions_N) - len(lengths_N)))
             step.rotary = step.local_rotary = self._rotary(positions_N, lengths_N, dtype)
             if self._local_rotary is not self._rotary:
                 step.local_rotary = self._local_rotary(positions_N, lengths_N, dtype)

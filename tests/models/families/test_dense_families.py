@@ -1,5 +1,6 @@
 """Decoders without experts: Mistral, Qwen2, Qwen3, Phi-3, Gemma 2 and Gemma 3."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 from interop import IDS, MASK, SIZES, CausalInterop, call
 
 from hone.core.errors import CheckpointError
-from hone.models import load_model, read_config, save_checkpoint, write_config
+from hone.engine.cache import RowCache
+from hone.models import CausalLM, load_model, read_config, save_checkpoint, write_config
 
 YARN = {
     "rope_type": "yarn",
@@ -179,8 +181,8 @@ FLAT = {"rope_type": "linear", "factor": 8.0}
 def their_config(family, values):
     import transformers
 
-    values = {key: value for key, value in values.items() if key != "model_type"}
-    return transformers.AutoConfig.for_model(family, **values)
+    values = deepcopy({key: value for key, value in values.items() if key != "model_type"})
+    return transformers.AutoConfig.for_model(family, **values)  # which changes what is nested
 
 
 def pair_of(family, auto_class, changes, folder, head=None):
@@ -333,3 +335,19 @@ def test_a_body_without_a_head(family, tmp_path):
         assert torch.equal(again(ids).last_hidden_state, theirs(ids).last_hidden_state)
     with pytest.warns(UserWarning, match=r"score\.weight are new"):
         load_model(tmp_path / "ours", head="classification")
+
+
+@pytest.mark.parametrize("scaling", [LONG, {"rope_type": "dynamic", "factor": 2.0}])
+def test_padding_behind_the_tokens_changes_nothing_where_lengths_count(scaling):
+    family = "phi3" if scaling is LONG else "llama"
+    values = SIZES | {"model_type": family, "hidden_size": 32, "rope_parameters": scaling}
+    model = CausalLM(read_config(values | {"original_max_position_embeddings": 3}))
+    model.initialise(seed=0)
+    ids, hidden = torch.tensor([7, 8, 9, 11, 12, 0, 0]), []
+    for count in (5, 7):
+        cache = RowCache(model.config, 2, torch.float32)
+        cache.begin([2, 3])
+        positions = torch.cat((cache.positions(), torch.zeros(2, dtype=torch.int64)))
+        with torch.no_grad():
+            hidden.append(model.decoder(ids[:count], positions[:count], cache)[:5])
+    torch.testing.assert_close(hidden[0], hidden[1])

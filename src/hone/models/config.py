@@ -49,6 +49,13 @@ class Experts:
     router_z: float = 0.0
 
     def __post_init__(self) -> None:
+        _check_whole("the number of experts", self.count)
+        _check_whole("the size of an expert", self.size)
+        for name in ("shared_size", "balance", "router_z"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise CheckpointError(
+                    f"{name} of the experts is {getattr(self, name)!r}; it must be 0 or more."
+                )
         if not 1 <= self.per_token <= self.count:
             raise CheckpointError(
                 f"{self.per_token} of {self.count} experts per token: there must be at least one, "

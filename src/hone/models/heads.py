@@ -270,14 +270,15 @@ class LanguageModel(Model):
         """
         keep = (batch.labels_N != IGNORED_LABEL).nonzero().squeeze(-1)
         router_logits: list[Tensor] = []
+        balanced = self.config.experts is not None  # over all tokens, in the last layer too
         hidden_NE = self.decoder(
             batch.input_ids_N,
             batch.position_ids_N,
             Packed(PackedLayout(batch.cu_seqlens)),
-            keep,
+            None if balanced else keep,
             router_logits=router_logits,
         )
-        loss = self.hidden_loss(hidden_NE, batch.labels_N[keep])
+        loss = self.hidden_loss(hidden_NE[keep] if balanced else hidden_NE, batch.labels_N[keep])
         return loss + len(keep) * self.router_loss(router_logits) if router_logits else loss
 
     def hidden_loss(self, hidden_NE: Tensor, labels_N: Tensor) -> Tensor:

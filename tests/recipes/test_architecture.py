@@ -39,6 +39,13 @@ CHOICES = [
     ({"qk_norm": True}, "qwen3"),
     ({"rope_fraction": 0.5, "block": "parallel", "activation": "relu"}, "hone"),
     ({"attention_softcap": 20.0, "logit_softcap": 10.0}, "hone"),
+    ({"experts": 4}, "mixtral"),
+    ({"experts": 4, "experts_per_token": 1, "window": 5, "activation": "gelu"}, "mixtral"),
+    ({"experts": 4, "shared_expert": 24}, "qwen2_moe"),
+    ({"experts": 3, "shared_expert": 24, "window": 5, "window_every": 2}, "qwen2_moe"),
+    ({"experts": 4, "qk_norm": True}, "qwen3_moe"),
+    ({"experts": 4, "shared_expert": 24, "qk_norm": True}, "hone"),
+    ({"experts": 4, "block": "sandwich", "positions": "alibi"}, "hone"),
 ]
 
 

@@ -1,0 +1,61 @@
+"""Qwen3-MoE (Yang et al. 2025, section 2): a Qwen3 with many small experts and none that is shared.
+
+About the layers and the balancing loss see ``qwen2_moe``.
+"""
+
+from typing import Any
+
+from hone.models.config import ModelConfig
+from hone.models.families.qwen2_moe import DEFAULTS, read_experts, rules, written_experts
+from hone.models.family import Family, Keys, decoder_fields, written_decoder
+from hone.models.positions import Rotary, read_rope, write_rope
+
+
+def read(keys: Keys) -> ModelConfig:
+    """``Qwen3MoeConfig``; older files say ``num_experts``."""
+    keys = keys.renamed(num_local_experts="num_experts").filled(
+        **DEFAULTS,
+        num_key_value_heads=4,
+        num_local_experts=128,
+        num_experts_per_tok=8,
+        moe_intermediate_size=768,
+    )
+    bias = keys.flag("attention_bias", False)
+    windowed = keys.flag("use_sliding_window")
+    return ModelConfig(
+        **decoder_fields(keys),
+        sliding_window=keys.whole("sliding_window", None) if windowed else None,
+        positions=read_rope(keys.values, keys.where),
+        attention_bias=bias,
+        output_bias=bias,
+        qk_norm=True,
+        experts=read_experts(keys, "num_local_experts"),
+    )
+
+
+def write(config: ModelConfig) -> dict[str, Any]:
+    """``Qwen3MoeConfig``; older programs read ``num_experts``."""
+    assert isinstance(config.positions, Rotary)
+    assert config.experts is not None
+    return (
+        written_decoder(config)
+        | written_experts(config, config.experts)
+        | {
+            "num_experts": config.experts.count,
+            "num_local_experts": config.experts.count,
+            "use_sliding_window": config.sliding_window is not None,
+            "sliding_window": config.sliding_window,
+            "attention_bias": config.attention_bias,
+            "rope_parameters": write_rope(config.positions),
+        }
+    )
+
+
+FAMILY = Family(
+    "qwen3_moe",
+    "Qwen3Moe",
+    read,
+    write,
+    rules,
+    features=("experts", "QK-norm", "sliding window"),
+)

@@ -7,6 +7,7 @@ of theirs. Sizes are odd on purpose. Weights are random, norms and biases too.
 import inspect
 from types import SimpleNamespace
 
+import agreement
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -72,6 +73,9 @@ class Interop:
     def close(self, ours, theirs, tolerance=None):
         """Assert equality to the family's tolerance."""
         tolerance = tolerance or self.tolerance
+        if ours.dtype == theirs.dtype == torch.float32 and ours.shape == theirs.shape:
+            error = (ours.detach() - theirs.detach()).abs().max().item()
+            agreement.note(self.family, agreement.column_of_test(), error)
         torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
 
     def test_saved_here_opens_there(self, pair, tmp_path):
@@ -142,6 +146,9 @@ class Interop:
         expected, found = self.gradients(theirs, ours, tmp_path)
         assert expected.keys() == found.keys()
         for name, gradient in expected.items():
+            if norm := gradient.norm().item():
+                error = (found[name] - gradient).norm().item() / norm
+                agreement.note(self.family, "gradients", error)
             torch.testing.assert_close(
                 found[name],
                 gradient,
@@ -337,11 +344,14 @@ class ReaderInterop(Interop):
         with torch.no_grad():
             batch = ours(**inputs).logits
             for row, length in enumerate(REAL.sum(-1).tolist()):
-                alone = ours(**{name: x[row : row + 1, :length] for name, x in inputs.items()})
-                self.close(alone.logits, self.alone(batch[row : row + 1], length), 1e-5)
+                one = {name: x[row : row + 1] for name, x in inputs.items()}
+                alone = ours(**{name: x[:, :length] for name, x in one.items()}).logits
+                self.close(alone, self.alone(batch[row : row + 1], slice(length)), 1e-5)
+                shifted = ours(**{name: x.roll(-length, 1) for name, x in one.items()}).logits
+                self.close(self.alone(shifted, slice(-length, None)), alone, 1e-5)
 
-    def alone(self, outputs, length=None):
-        """The part of one row's outputs that belongs to its text."""
+    def alone(self, outputs, columns):
+        """The part of one row's outputs that belongs to its text, which is in ``columns``."""
         return outputs
 
     def test_loss_and_gradients(self, pair, case, tmp_path):
@@ -380,8 +390,8 @@ class MaskedInterop(ReaderInterop):
     def real(self, outputs):
         return outputs[REAL.bool()]
 
-    def alone(self, outputs, length=None):
-        return outputs[:, :length]
+    def alone(self, outputs, columns):
+        return outputs[:, columns]
 
     def test_loss_and_gradients(self, pair, case, tmp_path):
         theirs, ours = self.make(self.cases[case]), load_model(pair[2])
@@ -432,8 +442,8 @@ class TokenClassifierInterop(ReaderInterop):
     def real(self, outputs):
         return outputs[REAL.bool()]
 
-    def alone(self, outputs, length=None):
-        return outputs[:, :length]
+    def alone(self, outputs, columns):
+        return outputs[:, columns]
 
     def loss(self, outputs, config):
         labels = torch.where(REAL.bool(), ROWS % outputs.shape[-1], -100)
@@ -472,13 +482,17 @@ def make_pairs():
     sources = [row[row != 0] for row in ROWS]
     answers = [row[row != 0] for row in ANSWERS]
     bounds = [torch.tensor([0, *map(len, x)]).cumsum(0).int() for x in (sources, answers)]
-    return sources, answers, SimpleNamespace(
-        source_ids_M=torch.cat(sources),
-        source_cu_seqlens=bounds[0],
-        position_ids_N=torch.cat([torch.arange(len(answer)) for answer in answers]),
-        cu_seqlens=bounds[1],
-        max_length=5,
-        labels_N=torch.cat(answers),
+    return (
+        sources,
+        answers,
+        SimpleNamespace(
+            source_ids_M=torch.cat(sources),
+            source_cu_seqlens=bounds[0],
+            position_ids_N=torch.cat([torch.arange(len(answer)) for answer in answers]),
+            cu_seqlens=bounds[1],
+            max_length=5,
+            labels_N=torch.cat(answers),
+        ),
     )
 
 

@@ -187,7 +187,8 @@ class Family:
         ignored: regular expressions of weights that are computed, or not needed here.
         carried: names of weights that transformers' class for a configuration has and no layer here
             reads; they go from the files that are read to those that are written.
-        old_names: regular expressions and what replaces them in names of older files.
+        old_names: regular expressions and what replaces them in names that are not known as such:
+            those of older files.
         features: what is special, for people.
     """
 

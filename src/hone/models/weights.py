@@ -75,12 +75,16 @@ def aliases(family: Family, model: Model) -> dict[str, str]:
 
 def known_name(family: Family, name: str, known: Collection[str]) -> str | None:
     """Which of the ``known`` names a file of ``family`` means by ``name``; None for none."""
+    newer = name
     for pattern, replacement in family.old_names:
-        name = re.sub(pattern, replacement, name)
+        newer = re.sub(pattern, replacement, newer)
     # Files of a bare body leave its prefix out; files of a whole model do not.
     prefix = family.prefix + "."
-    candidates = (name, prefix + name, name.removeprefix(prefix))
-    return next((candidate for candidate in candidates if candidate in known), None)
+    for written in (name, newer):
+        for candidate in (written, prefix + written, written.removeprefix(prefix)):
+            if candidate in known:
+                return candidate
+    return None
 
 
 def places(family: Family, config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, Place]:

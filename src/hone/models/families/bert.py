@@ -147,7 +147,11 @@ FAMILY = Family(
     heads={"causal": "BertLMHeadModel"},
     carried=carried,
     # Computed; and what only next-sentence prediction reads.
-    ignored=(r"embeddings\.position_ids$", r"^cls\.seq_relationship\.", r"^bert\.pooler\."),
-    old_names=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
+    ignored=(r"embeddings\.position_ids$", r"^cls\.seq_relationship\.", r"^(bert\.)?pooler\."),
+    old_names=(
+        (r"LayerNorm\.gamma$", "LayerNorm.weight"),
+        (r"LayerNorm\.beta$", "LayerNorm.bias"),
+        (r"^cls\.predictions\.decoder\.bias$", "cls.predictions.bias"),
+    ),
     features=("learned positions", "post-norm", "token types", "pooler", "tied head"),
 )

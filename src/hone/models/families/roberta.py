@@ -90,7 +90,10 @@ FAMILY = Family(
     prefix="roberta",
     head="masked",
     carried=carried,
-    ignored=(r"embeddings\.position_ids$", r"^roberta\.pooler\."),
-    old_names=((r"^lm_head\.weight$", "lm_head.decoder.weight"),),
+    ignored=(r"embeddings\.position_ids$", r"^(roberta\.)?pooler\."),
+    old_names=(
+        (r"^lm_head\.weight$", "lm_head.decoder.weight"),
+        (r"^lm_head\.decoder\.bias$", "lm_head.bias"),
+    ),
     features=("learned positions", "post-norm", "tied head"),
 )

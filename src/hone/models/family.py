@@ -6,7 +6,7 @@ names of ``hone.models.stack`` and ``heads`` (those of a Llama); rules say where
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from hone.core.config import nearest
 from hone.core.errors import CheckpointError
 from hone.models.config import Activation, Head, ModelConfig
+from hone.models.positions import Rotary, read_rope
 
 # The release whose files we match; readers use it only to tell old layouts from new ones.
 TRANSFORMERS_VERSION = "5.23.0"
@@ -277,6 +278,16 @@ def decoder_fields(keys: Keys) -> dict[str, Any]:
         "activation": keys.activation("hidden_act", "silu"),
         "tie_word_embeddings": keys.flag("tie_word_embeddings", False),
     }
+
+
+def whole_rotary(
+    keys: Keys, theta_default: float = 10000.0, layer_type: str | None = None
+) -> Rotary:
+    """The rotary positions of a family that turns whole heads; see :func:`read_rope`.
+
+    Such families pass over a ``partial_rotary_factor``, so it does not count here either.
+    """
+    return replace(read_rope(keys.values, keys.where, theta_default, layer_type), fraction=1.0)
 
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"

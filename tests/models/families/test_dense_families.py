@@ -262,6 +262,16 @@ def test_longrope_had_another_name_in_the_first_files():
     assert first == later
 
 
+@pytest.mark.parametrize("family", [family for family in TESTS if family != "phi3"])
+def test_families_that_turn_whole_heads_do_not_heed_a_fraction(family, tmp_path):
+    theirs, ours = pair_of(family, "AutoModel", BODY | {"partial_rotary_factor": 0.5}, tmp_path)
+    assert ours.config.positions.fraction == 1.0
+    with torch.no_grad():
+        expected = theirs(IDS[-1:], output_hidden_states=True).hidden_states[-1]
+        found = ours(IDS[-1:], output_hidden_states=True).hidden_states[-1]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_text_models_cut_out_of_a_multimodal_one_say_even_less():
     few = {"model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240}
     few |= {"num_hidden_layers": 34, "rope_scaling": FLAT, "sliding_window": 1024}

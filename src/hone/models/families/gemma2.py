@@ -8,11 +8,12 @@ from hone.models.family import (
     Keys,
     decoder_fields,
     sliding_layers,
+    whole_rotary,
     written_activation,
     written_decoder,
     written_layer_types,
 )
-from hone.models.positions import Rotary, read_rope, write_rope
+from hone.models.positions import Rotary, write_rope
 
 DEFAULTS = {
     "num_attention_heads": 8,
@@ -39,7 +40,7 @@ def read(keys: Keys) -> ModelConfig:
         raise keys.wrong("use_bidirectional_attention", True, "false")
     return ModelConfig(
         **gemma_fields(keys),
-        positions=read_rope(keys.values, keys.where),
+        positions=whole_rotary(keys),
         sliding_window=keys.whole("sliding_window"),
         sliding_layers=sliding_layers(keys, lambda layer: layer % 2 == 0),
         attention_softcap=keys.number("attn_logit_softcapping", None),

@@ -7,8 +7,8 @@ from typing import Any
 
 from hone.models.config import ModelConfig
 from hone.models.families.gemma2 import DEFAULTS, gemma_fields, written_gemma
-from hone.models.family import Family, Keys, sliding_layers
-from hone.models.positions import Rotary, read_rope, write_rope
+from hone.models.family import Family, Keys, sliding_layers, whole_rotary
+from hone.models.positions import Rotary, write_rope
 
 
 def read(keys: Keys) -> ModelConfig:
@@ -27,12 +27,11 @@ def read(keys: Keys) -> ModelConfig:
     window, pattern = keys.whole("sliding_window"), keys.whole("sliding_window_pattern")
     if pattern < 1:
         raise keys.wrong("sliding_window_pattern", pattern, "a whole number of 1 or more")
-    values, where = keys.values, keys.where
     return ModelConfig(
         **gemma_fields(keys),
         causal=not both,
-        positions=read_rope(values, where, 1_000_000.0, "full_attention"),
-        local_positions=read_rope(values, where, 10_000.0, "sliding_attention"),
+        positions=whole_rotary(keys, 1_000_000.0, "full_attention"),
+        local_positions=whole_rotary(keys, 10_000.0, "sliding_attention"),
         # With both sides the file says how many are seen in all.
         sliding_window=window // 2 + 1 if both else window,
         sliding_layers=sliding_layers(keys, lambda layer: (layer + 1) % pattern != 0),

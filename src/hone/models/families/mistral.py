@@ -3,8 +3,8 @@
 from typing import Any
 
 from hone.models.config import ModelConfig
-from hone.models.family import Family, Keys, decoder_fields, written_decoder
-from hone.models.positions import Rotary, read_rope, write_rope
+from hone.models.family import Family, Keys, decoder_fields, whole_rotary, written_decoder
+from hone.models.positions import Rotary, write_rope
 
 
 def read(keys: Keys) -> ModelConfig:
@@ -18,7 +18,7 @@ def read(keys: Keys) -> ModelConfig:
     )
     return ModelConfig(
         **decoder_fields(keys),
-        positions=read_rope(keys.values, keys.where),
+        positions=whole_rotary(keys),
         sliding_window=keys.whole("sliding_window", None),
     )
 

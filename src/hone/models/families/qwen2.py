@@ -8,10 +8,11 @@ from hone.models.family import (
     Keys,
     decoder_fields,
     sliding_layers,
+    whole_rotary,
     written_decoder,
     written_layer_types,
 )
-from hone.models.positions import Rotary, read_rope, write_rope
+from hone.models.positions import Rotary, write_rope
 
 DEFAULTS = {
     "num_key_value_heads": 32,
@@ -28,7 +29,7 @@ def read(keys: Keys) -> ModelConfig:
     return ModelConfig(
         **decoder_fields(keys),
         **window_fields(keys),
-        positions=read_rope(keys.values, keys.where),
+        positions=whole_rotary(keys),
         attention_bias=True,
     )
 

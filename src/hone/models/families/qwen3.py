@@ -4,8 +4,8 @@ from typing import Any
 
 from hone.models.config import ModelConfig
 from hone.models.families.qwen2 import DEFAULTS, window_fields, written_window
-from hone.models.family import Family, Keys, decoder_fields, written_decoder
-from hone.models.positions import Rotary, read_rope, write_rope
+from hone.models.family import Family, Keys, decoder_fields, whole_rotary, written_decoder
+from hone.models.positions import Rotary, write_rope
 
 
 def read(keys: Keys) -> ModelConfig:
@@ -15,7 +15,7 @@ def read(keys: Keys) -> ModelConfig:
     return ModelConfig(
         **decoder_fields(keys),
         **window_fields(keys),
-        positions=read_rope(keys.values, keys.where),
+        positions=whole_rotary(keys),
         attention_bias=bias,
         output_bias=bias,
         qk_norm=True,

@@ -121,24 +121,26 @@ class RowCache:
         keys_values: Callable[[], tuple[Tensor, Tensor]],
         rule: AttentionRule,
     ) -> Tensor:
-        """See :class:`hone.models.Context`."""
+        """See :class:`hone.models.Context`; like :meth:`attend`, in groups and with padding."""
         assert self._source_lengths is not None, "the first pass says how long the sources are"
         if layer not in self._sources:
+            count = sum(self._source_lengths)
             self._sources[layer] = tuple(  # type: ignore[assignment]
                 torch.nn.utils.rnn.pad_sequence(
-                    list(x_MKD.split(self._source_lengths)), batch_first=True
+                    list(x_MKD[:count].split(self._source_lengths)), batch_first=True
                 ).transpose(1, 2)
                 for x_MKD in keys_values()
             )
         keys, values = self._sources[layer]
         out_NHD = torch.zeros_like(q_NHD)
-        start = 0
-        for row, (new, length) in enumerate(zip(self._new, self._source_lengths, strict=True)):
+        first = start = 0
+        for (new, length), rows in groupby(zip(self._new, self._source_lengths, strict=True)):
+            end = first + len(list(rows))
             if new:
-                k, v = (x[row : row + 1, :, :length] for x in (keys, values))
-                tokens = slice(start, start + new)
+                k, v = (x[first:end, :, :length] for x in (keys, values))
+                tokens = slice(start, start + (end - first) * new)
                 out_NHD[tokens] = _attend(q_NHD[tokens], k, v, rule, None, new)
-            start += new
+            first, start = end, start + (end - first) * new
         return out_NHD.flatten(1)
 
     def state(self, layer: int) -> tuple[Tensor, ...] | None:

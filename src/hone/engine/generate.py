@@ -3,7 +3,10 @@
 Prompts are sorted by length and cut into batches under a token budget. In a batch the tokens of all
 rows lie behind one another, with no padding between them, and rows that are done leave it.
 
-Shapes: N tokens of a pass, B rows, E hidden size, V vocabulary.
+A model with an encoder reads prompts there, as sources, and continues the token that every answer
+starts with.
+
+Shapes: N tokens of a pass, M tokens of the sources, B rows, E hidden size, V vocabulary.
 """
 
 import time
@@ -11,14 +14,14 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from hone.core.errors import CheckpointError, RequestError
 from hone.engine.cache import RowCache
-from hone.engine.invariance import RowCounts
+from hone.engine.invariance import RowCounts, pad_rows
 from hone.engine.sampling import Sampler, SamplingParams
+from hone.engine.sources import AnswerTokens, read_sources
 from hone.engine.text_stream import TextStream
-from hone.models import CausalLM
+from hone.models import CausalLM, Seq2SeqLM
 from hone.text.tokenizer import Tokenizer
 
 _MAX_ROWS = 64
@@ -27,6 +30,9 @@ _PROMPT_TOKENS = 16_384
 _CACHE_TOKENS = 131_072
 # A batch is made smaller when no more than this share of its rows still runs.
 _COMPACT_BELOW = 0.8
+
+# What can generate.
+Generator = CausalLM | Seq2SeqLM
 
 Stream = Callable[[int, str], None]
 Finished = Callable[[int, "GenerationResult"], None]
@@ -54,7 +60,19 @@ class GenerationResult:
 class _Row:
     """One request while it runs."""
 
-    __slots__ = ("budget", "ends", "ids", "index", "params", "prompt", "reason", "stream", "text")
+    __slots__ = (
+        "budget",
+        "ends",
+        "ids",
+        "index",
+        "last",
+        "opening",
+        "params",
+        "prompt",
+        "reason",
+        "stream",
+        "text",
+    )
 
     def __init__(
         self,
@@ -63,24 +81,29 @@ class _Row:
         params: SamplingParams,
         ends: Collection[int],
         room: int,
+        answer: AnswerTokens | None = None,
     ) -> None:
         self.index, self.prompt, self.params, self.ends = index, prompt, params, ends
         self.budget = room if params.max_tokens is None else min(params.max_tokens, room)
+        # What is continued, and what is put at the end of the budget.
+        self.opening = prompt if answer is None else [answer.start]
+        self.last = None if answer is None or params.ignore_eos else answer.last
         self.ids: list[int] = []
         self.reason = ""
         self.text: TextStream
         self.stream: Stream | None = None
 
     def open(self, tokenizer: Tokenizer, stream: Stream | None) -> None:
-        self.text = TextStream(tokenizer, self.prompt, self.params.stops)
+        self.text = TextStream(tokenizer, self.opening, self.params.stops)
         self.stream = stream
 
     def accept(self, token: int) -> bool:
         """Take a token; True when the row is finished."""
         self.ids.append(token)
         if token in self.ends:
-            # Below min_tokens the sampler never offers one of these.
-            self.reason = "stop"
+            # Below min_tokens the sampler never offers one of these, unless it must.
+            forced = token == self.last and len(self.ids) == self.budget
+            self.reason = "length" if forced else "stop"
         elif self.stream is not None or self.params.stop:
             self._show(self.text.push((token,), len(self.ids) > self.params.min_tokens))
             if self.text.stopped:
@@ -101,7 +124,7 @@ class _Row:
 
 
 def generate(
-    model: CausalLM,
+    model: Generator,
     tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
     params: Sequence[SamplingParams],
@@ -109,8 +132,9 @@ def generate(
     stream: Stream | None = None,
     finished: Finished | None = None,
     row_counts: RowCounts = (),
+    answer: AnswerTokens | None = None,
 ) -> list[GenerationResult]:
-    """Continue each prompt.
+    """Continue each prompt; or with an encoder, answer it.
 
     Args:
         prompts: token ids, one sequence per request.
@@ -120,6 +144,7 @@ def generate(
         finished: called with a prompt's index and its result, in the order of finishing.
         row_counts: pad passes of few rows so that no row's result depends on the others; see
             :func:`hone.engine.invariance.safe_row_counts`. Empty means as they come.
+        answer: what a model with an encoder begins and ends with.
 
     Raises:
         RequestError: a prompt is empty, too long for the model, or holds an unknown id.
@@ -127,14 +152,14 @@ def generate(
         CheckpointError: the model's scores are not numbers.
     """
     rows = [
-        _row(model, index, list(prompt), p, end_ids)
+        _row(model, index, list(prompt), p, end_ids, answer)
         for index, (prompt, p) in enumerate(zip(prompts, params, strict=True))
     ]
     results: list[GenerationResult | None] = [None] * len(rows)
     for batch in _batches(rows):
         for row in batch:
             row.open(tokenizer, stream)
-        for row, seconds in _run(model, batch, row_counts):
+        for row, seconds in _run(model, batch, row_counts, answer):
             result = row.result(seconds)
             results[row.index] = result
             if finished is not None:
@@ -143,26 +168,35 @@ def generate(
 
 
 def _row(
-    model: CausalLM,
+    model: Generator,
     index: int,
     prompt: list[int],
     params: SamplingParams,
     end_ids: Collection[int],
+    answer: AnswerTokens | None,
 ) -> _Row:
-    vocabulary, context = model.config.vocab_size, model.config.max_position_embeddings
+    config = model.config
+    vocabulary, context = config.vocab_size, config.max_position_embeddings
     if not prompt:
         raise RequestError(f"Prompt {index + 1} is empty; give at least one token.")
-    if len(prompt) >= context:
+    reader = config.encoder or config
+    longest, included = context - 1, ", the answer included"
+    if config.encoder is not None:
+        longest, included = config.encoder.max_position_embeddings, ""
+    if len(prompt) > longest and not reader.extrapolates:
         raise RequestError(
-            f"Prompt {index + 1} has {len(prompt):,} tokens; this model reads {context:,}, the "
-            "answer included. Shorten it."
+            f"Prompt {index + 1} has {len(prompt):,} tokens; this model reads "
+            f"{reader.max_position_embeddings:,}{included}. Shorten it."
         )
     if not all(isinstance(i, int) and 0 <= i < vocabulary for i in prompt):
         raise RequestError(
             f"Prompt {index + 1} holds a token id outside 0..{vocabulary - 1}, the vocabulary."
         )
     ends = set(params.stop_token_ids) | (set() if params.ignore_eos else set(end_ids))
-    return _Row(index, prompt, params, ends, context - len(prompt))
+    room = context - (1 if config.encoder is not None else len(prompt))
+    if config.extrapolates:
+        room = max(room, params.max_tokens or 1)
+    return _Row(index, prompt, params, ends, room, answer)
 
 
 def _batches(rows: list[_Row]) -> Iterator[list[_Row]]:
@@ -185,29 +219,44 @@ def _batches(rows: list[_Row]) -> Iterator[list[_Row]]:
 
 
 @torch.inference_mode()
-def _run(model: CausalLM, rows: list[_Row], row_counts: RowCounts) -> Iterator[tuple[_Row, float]]:
+def _run(
+    model: Generator, rows: list[_Row], row_counts: RowCounts, answer: AnswerTokens | None
+) -> Iterator[tuple[_Row, float]]:
     """Run one batch; yields each row with its seconds when it is finished."""
     start = time.perf_counter()
     device = model.device
     cache = RowCache(model.config, len(rows), model.dtype, device)
     sampler = Sampler(
         [row.params for row in rows],
-        [row.prompt for row in rows],
+        [row.opening for row in rows],
         [row.ends for row in rows],
         [row.budget for row in rows],
         model.config.vocab_size,
         device,
+        None if answer is None else answer.first,
+        [row.last for row in rows],
     )
-    ids_N = torch.tensor([i for row in rows for i in row.prompt], device=device)
-    last_B = torch.tensor([len(row.prompt) for row in rows], device=device).cumsum(0) - 1
+    # For the first pass; the cache remembers what layers make of the sources.
+    source_ME, source_lengths = None, None
+    if isinstance(model, Seq2SeqLM):
+        source_ME = read_sources(model, [row.prompt for row in rows], row_counts)
+        source_lengths = [len(row.prompt) for row in rows]
+    ids_N = torch.tensor([i for row in rows for i in row.opening], device=device)
+    last_B = torch.tensor([len(row.opening) for row in rows], device=device).cumsum(0) - 1
     running: list[_Row | None] = list(rows)
-    lengths = [len(row.prompt) for row in rows]
+    lengths = [len(row.opening) for row in rows]
     for step in range(max(row.budget for row in rows)):
-        cache.begin(lengths)
+        cache.begin(lengths, source_lengths)
         positions_N = cache.positions().to(device)
-        hidden_NE = model.decoder(_pad(ids_N, row_counts), _pad(positions_N, row_counts), cache)
+        hidden_NE = model.decoder(
+            pad_rows(ids_N, row_counts),
+            pad_rows(positions_N, row_counts),
+            cache,
+            source_ME=source_ME,
+        )
         cache.advance()
-        hidden_BE = _pad(hidden_NE[last_B], row_counts)
+        source_ME, source_lengths = None, None
+        hidden_BE = pad_rows(hidden_NE[last_B], row_counts)
         logits_BV = model.logits(hidden_BE)[: len(running)]
         if step == 0 and not bool(torch.isfinite(logits_BV).all()):
             raise CheckpointError(
@@ -231,12 +280,3 @@ def _run(model: CausalLM, rows: list[_Row], row_counts: RowCounts) -> Iterator[t
             running = [running[place] for place in left]
         last_B = torch.arange(len(running), device=device)
         lengths = [1] * len(running)
-
-
-def _pad(x_N: Tensor, row_counts: RowCounts) -> Tensor:
-    """Append zeros up to the next safe number of rows; see ``invariance``."""
-    rows = x_N.shape[0]
-    wanted = row_counts[rows] if rows < len(row_counts) else rows
-    if wanted == rows:
-        return x_N
-    return torch.cat((x_N, x_N.new_zeros(wanted - rows, *x_N.shape[1:])))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hone.kernels import project
-from hone.models import CausalLM
+from hone.models import Model
 
 _SMALL = 16
 _LARGER = (17, 31, 40, 64)
@@ -22,7 +22,7 @@ RowCounts = tuple[int, ...]
 
 
 @torch.inference_mode()
-def safe_row_counts(model: CausalLM) -> RowCounts | None:
+def safe_row_counts(model: Model) -> RowCounts | None:
     """Which counts of rows give the same bits as many rows, in every product of ``model``.
 
     Returns:
@@ -43,7 +43,16 @@ def safe_row_counts(model: CausalLM) -> RowCounts | None:
     return (0, *least)
 
 
-def _products(model: CausalLM) -> list[tuple[nn.Module, ...]]:
+def pad_rows(x_N: Tensor, row_counts: RowCounts) -> Tensor:
+    """Append zeros up to the next safe number of rows."""
+    rows = x_N.shape[0]
+    wanted = row_counts[rows] if rows < len(row_counts) else rows
+    if wanted == rows:
+        return x_N
+    return torch.cat((x_N, x_N.new_zeros(wanted - rows, *x_N.shape[1:])))
+
+
+def _products(model: Model) -> list[tuple[nn.Module, ...]]:
     """The layers that are computed as one product, each shape once."""
     found: dict[tuple[object, ...], tuple[nn.Module, ...]] = {}
     joint: set[nn.Module] = set()

@@ -13,11 +13,12 @@ import hone.quant  # noqa: F401 - makes quantized checkpoints readable
 from hone.core.errors import CheckpointError, DataError, RequestError
 from hone.core.files import read_json
 from hone.core.hub import resolve
-from hone.engine.generate import Finished, GenerationResult, Stream, generate
+from hone.engine.generate import Finished, GenerationResult, Generator, Stream, generate
 from hone.engine.invariance import RowCounts, safe_row_counts
 from hone.engine.sampling import SamplingParams
+from hone.engine.sources import AnswerTokens, answer_tokens
 from hone.kernels import preferred_dtype
-from hone.models import CausalLM, ModelConfig, load_config, load_model
+from hone.models import CausalLM, ModelConfig, Seq2SeqLM, load_config, load_model
 from hone.text.chat import ChatTemplate
 from hone.text.tokenizer import Tokenizer
 
@@ -38,14 +39,16 @@ class LM:
         model: the torch module; ``model(input_ids, attention_mask=None).logits``.
         end_ids: the tokens that end an output.
         exact: outputs do not depend on what else is in the batch; see :func:`load`.
+        answer: what frames the outputs of a model with an encoder; None for any other.
     """
 
     path: Path
     config: ModelConfig
     tokenizer: Tokenizer
-    model: CausalLM
+    model: Generator
     end_ids: frozenset[int]
     exact: bool
+    answer: AnswerTokens | None = None
     # Per number of threads, on which the answer depends.
     _row_counts: dict[int, RowCounts | None] = field(default_factory=dict, repr=False)
 
@@ -56,7 +59,7 @@ class LM:
         stream: Stream | None = None,
         finished: Finished | None = None,
     ) -> list[GenerationResult]:
-        """Continue one or many prompts.
+        """Continue one or many prompts; a model with an encoder reads them there, and answers.
 
         Args:
             prompts: a text, several texts, or token ids (a list of lists for several). A text gets
@@ -79,9 +82,17 @@ class LM:
             every = list(params)
             if len(every) != len(ids):
                 raise RequestError(f"There are {len(ids)} prompts and {len(every)} params.")
-        counts = self.row_counts() if self.exact else None
+        counts = (self.row_counts() if self.exact else None) or ()
         return generate(
-            self.model, self.tokenizer, ids, every, self.end_ids, stream, finished, counts or ()
+            self.model,
+            self.tokenizer,
+            ids,
+            every,
+            self.end_ids,
+            stream,
+            finished,
+            counts,
+            self.answer,
         )
 
     def row_counts(self) -> RowCounts | None:
@@ -183,8 +194,8 @@ def load(
     """Read a checkpoint, quantized or not, or the checkpoint of a run.
 
     Args:
-        path: a Hugging Face directory of a Llama-shaped model, a run of hone, or a name on the hub
-            such as ``hf://org/name``.
+        path: a Hugging Face directory of a model that continues or answers texts, a run of hone, or
+            a name on the hub such as ``hf://org/name``.
         dtype: "float32", "bfloat16", "float16", or "auto": as stored, except that a processor
             without bfloat16 instructions computes 16-bit weights in float32, which loses nothing
             and is many times faster there.
@@ -206,23 +217,36 @@ def load(
     if dtype == "auto" and config.dtype != "float32" and preferred_dtype(device) == torch.float32:
         dtype = "float32"
     tokenizer = Tokenizer.load(directory)
-    model = load_model(directory, dtype, device, head="causal")
-    assert isinstance(model, CausalLM)
+    answers = config.encoder is not None
+    model = load_model(directory, dtype, device, head="seq2seq" if answers else "causal")
+    assert isinstance(model, CausalLM | Seq2SeqLM)
     if exact is None:
         exact = config.parameter_count <= _EXACT_UP_TO
-    end_ids = _end_ids(directory, config, tokenizer)
-    return LM(directory, model.config, tokenizer, model, end_ids, exact)
+    generation = _generation_config(directory)
+    end_ids = _end_ids(generation or {}, config, tokenizer)
+    answer = answer_tokens(config, generation) if answers else None
+    return LM(directory, model.config, tokenizer, model, end_ids, exact, answer)
 
 
-def _end_ids(directory: Path, config: ModelConfig, tokenizer: Tokenizer) -> frozenset[int]:
-    """From ``generation_config.json`` first, as transformers does it."""
+def _generation_config(directory: Path) -> dict[str, Any] | None:
+    """The content of ``generation_config.json``; None without the file."""
     file = directory / "generation_config.json"
-    eos: Any = None
-    if file.is_file():
-        try:
-            eos = read_json(file).get("eos_token_id")
-        except (DataError, AttributeError) as error:
-            raise CheckpointError(f"{file} is not a JSON object: {error}") from error
+    if not file.is_file():
+        return None
+    try:
+        values = read_json(file)
+    except DataError as error:
+        raise CheckpointError(f"{file} is not a JSON object: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{file} is not a JSON object.")
+    return values
+
+
+def _end_ids(
+    generation: Mapping[str, Any], config: ModelConfig, tokenizer: Tokenizer
+) -> frozenset[int]:
+    """From ``generation_config.json`` first, as transformers does it."""
+    eos = generation.get("eos_token_id")
     for candidate in (eos, config.eos_token_id, tokenizer.eos_id):
         if candidate is not None:
             ids = candidate if isinstance(candidate, list | tuple) else [candidate]

@@ -159,12 +159,17 @@ class Sampler:
         budgets: Sequence[int],
         vocabulary: int,
         device: torch.device | str = "cpu",
+        first: int | None = None,
+        last: Sequence[int | None] = (),
     ) -> None:
         """Prepare a batch.
 
         Args:
+            prompts: the tokens that count for the repetition penalty from the start.
             ends: the token ids that end each row; forbidden for its first ``min_tokens`` steps.
             budgets: the steps that each row will make at most.
+            first: the token of every row's first step, whatever the model scores.
+            last: those of each row's last step, where not None.
         """
 
         def column(values: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -196,6 +201,12 @@ class Sampler:
             self._rows["ending"] = ending.to(device)
             self._rows["min_tokens"] = column([p.min_tokens for p in params], torch.int64)
 
+        self._first = first
+        if any(token is not None for token in last):
+            forced = [-1 if token is None else token for token in last]
+            self._rows["last"] = torch.tensor(forced, device=device)
+            self._rows["final_step"] = torch.tensor(budgets, device=device) - 1
+
     def select_rows(self, rows_R: Tensor) -> None:
         """Keep the rows ``rows_R`` (int64), in that order."""
         self._rows = {name: value.index_select(0, rows_R) for name, value in self._rows.items()}
@@ -214,6 +225,11 @@ class Sampler:
             kept = restrict(scaled, rows["top_k"], rows["top_p"], rows["min_p"])
             drawn_B = draw(kept, rows["uniform"][:, step : step + 1])
             ids_B = torch.where(rows["greedy"], ids_B, drawn_B)
+        if step == 0 and self._first is not None:
+            ids_B = torch.full_like(ids_B, self._first)
+        if "last" in rows:
+            final_B = (rows["final_step"] == step) & (rows["last"] >= 0)
+            ids_B = torch.where(final_B, rows["last"], ids_B)
         if "seen" in rows:
             rows["seen"].scatter_(1, ids_B[:, None], True)
         return ids_B

@@ -84,11 +84,12 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int, cross: bool = False) -> None:
         super().__init__()
         self.layer, self.local, self.cross = layer, config.is_sliding(layer), cross
+        windowed = self.local and not cross  # a source is seen whole
         self.rule = AttentionRule(
             heads=config.num_attention_heads,
             kv_heads=config.num_key_value_heads,
             causal=config.causal and not cross,
-            window=config.sliding_window if self.local else None,
+            window=config.sliding_window if windowed else None,
             scale=config.score_scale(layer),
             softcap=config.attention_softcap,
         )

@@ -112,7 +112,8 @@ def write_checkpoint(
     values["dtype"] = dtype_name(model.dtype)
     write_json(directory / "config.json", values | (config or {}))
     if model.head in ("causal", "seq2seq"):
-        special = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+        special = ["bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"]
+        special += ["forced_bos_token_id", "forced_eos_token_id"]
         token_ids = {name: values[name] for name in special if values.get(name) is not None}
         version = {"transformers_version": values["transformers_version"]}
         write_json(directory / "generation_config.json", token_ids | (generation or {}) | version)

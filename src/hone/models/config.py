@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from hone.core.errors import CheckpointError
-from hone.models.positions import NoPositions, Positions, Rotary
+from hone.models.positions import Alibi, Buckets, NoPositions, Positions, Rotary
 
 Head = Literal["causal", "masked", "seq2seq", "classification", "token-classification", "embedding"]
 HEADS: tuple[Head, ...] = get_args(Head)
@@ -263,6 +263,13 @@ class ModelConfig:
 
         with torch.device("meta"):
             return sum(weight.numel() for weight in make_model(self).parameters())
+
+    @property
+    def extrapolates(self) -> bool:
+        """Whether ``max_position_embeddings`` is only the length of training: a farther distance is
+        one among the farthest, or costs in proportion.
+        """
+        return isinstance(self.positions, Alibi | Buckets)
 
     def is_sliding(self, layer: int) -> bool:
         """Whether ``layer`` sees no further than the sliding window."""

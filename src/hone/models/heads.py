@@ -135,6 +135,12 @@ class Model(nn.Module):
         return self.model.embed_tokens
 
     @property
+    def encoder(self) -> Stack:
+        """The stack that reads sources."""
+        assert isinstance(self.model, EncoderDecoder), "only a pair has an encoder"
+        return self.model.encoder
+
+    @property
     def decoder(self) -> Stack:
         """The stack that the head reads: the decoder of a pair, else the only one."""
         return self.model.decoder if isinstance(self.model, EncoderDecoder) else self.model
@@ -184,9 +190,8 @@ class Model(nn.Module):
         self, input_ids_M: Tensor, lengths: list[int], hidden_states: list[Tensor] | None = None
     ) -> Tensor:
         """The encoder's hidden states ``[M, E]`` of sources of these ``lengths``."""
-        assert isinstance(self.model, EncoderDecoder)
         context = Packed.of(lengths, device=input_ids_M.device)
-        return self.model.encoder(
+        return self.encoder(
             input_ids_M, context.positions_N(), context, hidden_states=hidden_states
         )
 
@@ -392,9 +397,8 @@ class Seq2SeqLM(LanguageModel):
                 ``source_ids_M`` int64 and ``source_cu_seqlens`` int32 ``[n + 1]``, the sources of
                 the n answers in their order.
         """
-        assert isinstance(self.model, EncoderDecoder)
         source = Packed(PackedLayout(batch.source_cu_seqlens))
-        source_ME = self.model.encoder(batch.source_ids_M, source.positions_N(), source)
+        source_ME = self.encoder(batch.source_ids_M, source.positions_N(), source)
         keep = (batch.labels_N != IGNORED_LABEL).nonzero().squeeze(-1)
         hidden_NE = self.decoder(
             batch.input_ids_N,

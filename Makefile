@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test test-smoke test-slow check format clean
+.PHONY: demo test test-smoke test-slow check docs format clean
 .DELETE_ON_ERROR:
 
 # The stamps say what is installed; they are older than pyproject.toml only after it changed.
@@ -38,6 +38,9 @@ check: $(VENV)/.installed-dev       ## formatting, lint, types and the rooms' bo
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.installed-dev        ## docs/models.md, from the code and the tests of every family
+	OMP_NUM_THREADS=1 HONE_MODELS_PAGE=docs/models.md $(BIN)/python -m pytest tests/models/families
 
 format: $(VENV)/.installed-dev      ## put the code in shape
 	$(BIN)/ruff format .

@@ -39,6 +39,10 @@ def read(keys: Keys) -> ModelConfig:
     """``ModernBertConfig``, and its older form with ``global_attn_every_n_layers``."""
     keys = keys.filled(**_DEFAULTS)
     every = keys.whole("global_attn_every_n_layers", 3)
+    if every < 1:
+        raise keys.wrong("global_attn_every_n_layers", every, "a whole number of 1 or more")
+    if (old := keys.get("rope_scaling", None)) is not None:
+        raise keys.wrong("rope_scaling", old, "rope_parameters with an object per type of layer")
     pooling = keys.get("classifier_pooling", "cls")
     if pooling not in ("cls", "mean"):
         raise keys.wrong("classifier_pooling", pooling, "'cls' or 'mean'")

@@ -268,7 +268,7 @@ def test_the_same_without_gradients_and_with_some_inputs_frozen(kind):
 @both_kinds
 def test_arguments_with_gaps_between_their_rows_and_states_of_any_layout(kind):
     fast, _ = FORMS[kind]
-    arguments = case(kind, [33, 40]).to(torch.float32)
+    arguments = case(kind, [33, 40, 1, 1]).to(torch.float32)
 
     def gapped(rows):
         wide = torch.full((len(rows), 3, *rows.shape[1:]), float("nan"))
@@ -278,6 +278,8 @@ def test_arguments_with_gaps_between_their_rows_and_states_of_any_layout(kind):
     x, delta, A, B, C, D, bounds, state = arguments
     apart = Case(gapped(x), gapped(delta), A, gapped(B), gapped(C), D, bounds, state.mT.clone().mT)
     agree(outcome(fast, apart), outcome(fast, arguments), 1e-6)
+    with torch.no_grad():
+        agree(fast(*apart), fast(*arguments), 1e-6)
 
 
 # Mixers of transformers, with everything but convolution and scan done here.

@@ -112,8 +112,8 @@ def _step(
     B_nG1S, C_nGS1 = B_nGS[:, :, None], C_nGS[:, :, :, None]
     entering_nGF1 = (dt_nH[:, :, None] * x_nHP).reshape(*B_nGS.shape[:2], -1, 1)
     h_nHPS = torch.exp(dt_nH * A_H)[:, :, None, None] * h_nHPS
-    h_nGFS = h_nHPS.view(*entering_nGF1.shape[:3], -1).addcmul_(entering_nGF1, B_nG1S)
-    return (h_nGFS @ C_nGS1).view(x_nHP.shape), h_nGFS.view(h_nHPS.shape)
+    h_nGFS = h_nHPS.reshape(*entering_nGF1.shape[:3], -1).addcmul_(entering_nGF1, B_nG1S)
+    return (h_nGFS @ C_nGS1).reshape(x_nHP.shape), h_nGFS.reshape(h_nHPS.shape)
 
 
 class _Chunk(NamedTuple):

@@ -119,3 +119,14 @@ def test_an_empty_prompt_starts_from_bos(lm):
     assert lm.generate("")[0].prompt_token_ids == [1]
     with pytest.raises(RequestError, match="Prompt 2 is empty"):
         lm.generate([[1], []])
+
+
+def test_a_vocabulary_larger_than_the_embedding_is_refused(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "m")
+    file = folder / "tokenizer.json"
+    values = json.loads(file.read_text())
+    count = len(values["model"]["vocab"])
+    values["added_tokens"].append(values["added_tokens"][0] | {"id": count, "content": "<new>"})
+    file.write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match="401 tokens and the model embeddings for 400"):
+        hone.load(folder)

@@ -27,8 +27,10 @@ def safe_row_counts(model: Model) -> RowCounts | None:
 
     Returns:
         For n = 0..16 the least safe count of n or more; None where even large counts differ, so
-        that no padding can help.
+        that no padding can help, and with experts.
     """
+    if model.config.experts is not None:
+        return None  # how many rows an expert computes is up to the others
     products = _products(model)
     safe = set(range(1, _SMALL + 1))
     for layers in products:

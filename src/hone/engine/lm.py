@@ -18,7 +18,14 @@ from hone.engine.invariance import RowCounts, safe_row_counts
 from hone.engine.sampling import SamplingParams
 from hone.engine.sources import AnswerTokens, answer_tokens
 from hone.kernels import preferred_dtype
-from hone.models import CausalLM, ModelConfig, Seq2SeqLM, load_config, load_model
+from hone.models import (
+    CausalLM,
+    ModelConfig,
+    Seq2SeqLM,
+    check_vocabulary,
+    load_config,
+    load_model,
+)
 from hone.text.chat import ChatTemplate
 from hone.text.tokenizer import Tokenizer
 
@@ -217,6 +224,7 @@ def load(
     if dtype == "auto" and config.dtype != "float32" and preferred_dtype(device) == torch.float32:
         dtype = "float32"
     tokenizer = Tokenizer.load(directory)
+    check_vocabulary(config, tokenizer.vocab_size, directory)
     answers = config.encoder is not None
     model = load_model(directory, dtype, device, head="seq2seq" if answers else "causal")
     assert isinstance(model, CausalLM | Seq2SeqLM)

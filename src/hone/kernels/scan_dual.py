@@ -109,11 +109,13 @@ def _step(
     x_nHP: Tensor, dt_nH: Tensor, A_H: Tensor, B_nGS: Tensor, C_nGS: Tensor, h_nHPS: Tensor
 ) -> tuple[Tensor, Tensor]:
     """One token of every sequence."""
-    B_nG1S, C_nGS1 = B_nGS[:, :, None], C_nGS[:, :, :, None]
+    B_nG1S, C_nG1S = B_nGS[:, :, None], C_nGS[:, :, None]
     entering_nGF1 = (dt_nH[:, :, None] * x_nHP).reshape(*B_nGS.shape[:2], -1, 1)
     h_nHPS = torch.exp(dt_nH * A_H)[:, :, None, None] * h_nHPS
     h_nGFS = h_nHPS.reshape(*entering_nGF1.shape[:3], -1).addcmul_(entering_nGF1, B_nG1S)
-    return (h_nGFS @ C_nGS1).reshape(x_nHP.shape), h_nGFS.reshape(h_nHPS.shape)
+    # A sum and no product: its bits do not depend on how many sequences there are.
+    y_nGF = (h_nGFS * C_nG1S).sum(-1)
+    return y_nGF.reshape(x_nHP.shape), h_nGFS.reshape(h_nHPS.shape)
 
 
 class _Chunk(NamedTuple):

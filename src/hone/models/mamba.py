@@ -90,11 +90,13 @@ class MambaMixer(nn.Module):
         convolved, recurrent = (None, None) if state is None else state
         u_ND, gate_ND = project(x_NE, (self.in_proj,)).chunk(2, dim=-1)
         u_ND, convolved = self.conv1d(u_ND[: bounds[-1]], bounds, convolved)
-        u_ND = functional.silu(u_ND)
+        # Products keep the rows of padding: a row's bits may depend on how many there are.
+        u_ND = _padded(functional.silu(u_ND), gate_ND)
         sizes = (self.space.rank, self.space.state, self.space.state)
         step_NR, B_NS, C_NS = project(u_ND, (self.x_proj,)).split(sizes, dim=-1)
         delta_ND = functional.softplus(project(step_NR, (self.dt_proj,)))
         A_DS = -torch.exp(self.A_log.float())
+        u_ND, delta_ND, B_NS, C_NS = (x[: bounds[-1]] for x in (u_ND, delta_ND, B_NS, C_NS))
         y_ND, recurrent = selective_scan(
             u_ND, delta_ND, A_DS, B_NS, C_NS, self.D, bounds, recurrent
         )

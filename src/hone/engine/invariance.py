@@ -17,6 +17,10 @@ from hone.models import Model
 _SMALL = 16
 _LARGER = (17, 31, 40, 64)
 
+# PyTorch computes functions such as exp for so many float32 numbers at a time, and those at the end
+# of a tensor that do not fill up one by one, with other last bits.
+_VECTORS = 16
+
 # At index n: the number of rows to pad n rows to; counts past the end stay as they are.
 RowCounts = tuple[int, ...]
 
@@ -27,10 +31,13 @@ def safe_row_counts(model: Model) -> RowCounts | None:
 
     Returns:
         For n = 0..16 the least safe count of n or more; None where even large counts differ, so
-        that no padding can help, and with experts.
+        that no padding can help, with experts, and where rows are activated that do not fill
+        whole vectors.
     """
     if model.config.experts is not None:
         return None  # how many rows an expert computes is up to the others
+    if any(width % _VECTORS for width in _activated(model)):
+        return None
     products = _products(model)
     safe = set(range(1, _SMALL + 1))
     for layers in products:
@@ -52,6 +59,13 @@ def pad_rows(x_N: Tensor, row_counts: RowCounts) -> Tensor:
     if wanted == rows:
         return x_N
     return torch.cat((x_N, x_N.new_zeros(wanted - rows, *x_N.shape[1:])))
+
+
+def _activated(model: Model) -> set[int]:
+    """Widths of the rows that go through a function such as exp."""
+    return {
+        width for module in model.modules() for width in getattr(module, "activated_widths", ())
+    }
 
 
 def _products(model: Model) -> list[tuple[nn.Module, ...]]:

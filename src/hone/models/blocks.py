@@ -147,6 +147,7 @@ class FeedForward(nn.Module):
         size, bias = config.hidden_size, config.mlp_bias
         inner = inner or config.intermediate_size
         self.activation, self.gated = config.activation, config.gated
+        self.activated_widths = (inner,)
         if self.gated:
             self.gate_proj = nn.Linear(size, inner, bias=bias)
         self.up_proj = nn.Linear(size, inner, bias=bias)

@@ -76,6 +76,7 @@ class MambaMixer(nn.Module):
         assert space is not None
         self.layer, self.space = layer, space
         size, inner = config.hidden_size, space.inner
+        self.activated_widths = (inner,)
         self.in_proj = nn.Linear(size, 2 * inner, bias=space.bias)
         self.conv1d = Convolution(inner, space.width, space.conv_bias)
         self.x_proj = nn.Linear(inner, space.rank + 2 * space.state, bias=False)
@@ -141,6 +142,7 @@ class Mamba2Mixer(nn.Module):
         self.layer, self.space = layer, space
         size, inner, heads = config.hidden_size, space.inner, space.heads
         mixed = inner + 2 * space.groups * space.state
+        self.activated_widths = (inner, mixed, heads)
         self.in_proj = nn.Linear(size, inner + mixed + heads, bias=space.bias)
         self.conv1d = Convolution(mixed, space.width, space.conv_bias)
         self.dt_bias = nn.Parameter(torch.ones(heads))

@@ -9,6 +9,8 @@ import hone
 from hone.core.errors import CheckpointError, RequestError
 from hone.engine.generate import _batches, _Row
 from hone.engine.invariance import safe_row_counts
+from hone.models import CausalLM, ModelConfig, Rotary, save_checkpoint
+from hone.models.positions import LongScaling
 
 GREEDY = hone.SamplingParams(max_tokens=24, ignore_eos=True)
 
@@ -238,3 +240,39 @@ def test_scores_that_are_no_numbers_are_reported(checkpoint):
         lm.model.model.norm.weight.fill_(float("nan"))
     with pytest.raises(CheckpointError, match="not numbers"):
         lm.generate("a", GREEDY)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_rows_that_outgrow_their_rotary_positions_are_read_again(tokenizer, tmp_path, exact):
+    from transformers import AutoModelForCausalLM
+
+    long = LongScaling((1.0, 1.1, 1.3, 1.6), (1.0, 1.5, 2.5, 4.0), 9)
+    config = ModelConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        model_type="phi3",
+        positions=Rotary(500.0, scaling=long),
+        initializer_range=0.3,
+    )
+    model = CausalLM(config, dtype=torch.float32)
+    model.initialise(seed=2)
+    save_checkpoint(tmp_path / "phi", model, tokenizer)
+    lm = hone.load(tmp_path / "phi", exact=exact)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "phi", attn_implementation="eager")
+    theirs.generation_config.eos_token_id = None
+    prompts = [list(range(20, 20 + length)) for length in (2, 7, 8, 9, 10, 14)]
+    params = [hone.SamplingParams(max_tokens=n, ignore_eos=True) for n in (12, 20, 3, 9, 6, 1)]
+    found = lm.generate(prompts, params)
+    for prompt, p, result in zip(prompts, params, found, strict=True):
+        ids = torch.tensor([prompt])
+        expected = theirs.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=p.max_tokens,
+            do_sample=False,
+        )
+        assert result.token_ids == expected[0, len(prompt) :].tolist()

@@ -164,6 +164,10 @@ class RowCache:
         for layer, state in self._states.items():
             self._states[layer] = tuple(tensor[index] for tensor in state)
 
+    def forget(self, row: int) -> None:
+        """``row`` holds nothing any more; between :meth:`advance` and the next pass."""
+        self._held[row] = 0
+
     def _plan(self) -> None:
         """Neighbours of equal lengths: (first row, row after the last, new tokens, length after
         the pass, first token); and where each token goes, unless all rows begin together.

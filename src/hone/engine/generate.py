@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from hone.core.errors import CheckpointError, RequestError
 from hone.engine.cache import RowCache
@@ -21,7 +22,7 @@ from hone.engine.invariance import RowCounts, pad_rows
 from hone.engine.sampling import Sampler, SamplingParams
 from hone.engine.sources import AnswerTokens, read_sources
 from hone.engine.text_stream import TextStream
-from hone.models import CausalLM, Seq2SeqLM
+from hone.models import CausalLM, Rotary, Seq2SeqLM
 from hone.text.tokenizer import Tokenizer
 
 _MAX_ROWS = 64
@@ -278,5 +279,24 @@ def _run(
             sampler.select_rows(keep_R)
             ids_N = ids_N[keep_R]
             running = [running[place] for place in left]
-        last_B = torch.arange(len(running), device=device)
-        lengths = [1] * len(running)
+        ids_N, lengths = _next_pass(model, cache, running, ids_N)
+        last_B = torch.tensor(lengths, device=device).cumsum(0) - 1
+
+
+def _next_pass(
+    model: Generator, cache: RowCache, running: list[_Row | None], ids_B: Tensor
+) -> tuple[Tensor, list[int]]:
+    """The tokens that the model reads next, and how many of each row: its new one, or all of a row
+    that has just outgrown its rotary positions.
+    """
+    positions, lengths = model.config.positions, [1] * len(running)
+    point = positions.turning_point if isinstance(positions, Rotary) else None
+    if point is None:
+        return ids_B, lengths
+    parts = list(ids_B.split(1))
+    for place, row in enumerate(running):
+        if row is not None and len(row.opening) + len(row.ids) == point + 1:
+            cache.forget(place)
+            parts[place] = torch.tensor(row.opening + row.ids, device=ids_B.device)
+            lengths[place] = point + 1
+    return torch.cat(parts), lengths

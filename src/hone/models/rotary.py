@@ -163,6 +163,15 @@ class Rotary:
                 "it must be a number above 0 and at most 1."
             )
 
+    @property
+    def turning_point(self) -> int | None:
+        """The length beyond which all of a sequence's tokens turn otherwise than before, so that
+        what a cache holds of it must be computed again; None where there is none.
+        """
+        if not isinstance(self.scaling, LongScaling):
+            return None
+        return self.scaling.original_max_position_embeddings
+
     def rotated(self, head_dim: int) -> int:
         """How many of a head's dimensions turn: R, an even number.
 

@@ -3,8 +3,8 @@
 from typing import Any
 
 from hone.models.config import ModelConfig
-from hone.models.family import Family, Keys, decoder_fields, written_decoder
-from hone.models.positions import Rotary, read_rope, write_rope
+from hone.models.family import Family, Keys, decoder_fields, whole_rotary, written_decoder
+from hone.models.positions import Rotary, write_rope
 
 
 def read(keys: Keys) -> ModelConfig:
@@ -12,7 +12,7 @@ def read(keys: Keys) -> ModelConfig:
     bias = keys.flag("attention_bias", False)
     return ModelConfig(
         **decoder_fields(keys),
-        positions=read_rope(keys.values, keys.where),
+        positions=whole_rotary(keys),
         attention_bias=bias,
         output_bias=bias,
         mlp_bias=keys.flag("mlp_bias", False),

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -47,6 +47,8 @@ _PROBLEMS = {
     "regression": "regression",
 }
 _REQUIRED: Any = object()
+
+T = TypeVar("T")
 
 
 class Keys:
@@ -316,6 +318,21 @@ def written_layer_types(config: ModelConfig) -> list[str]:
     """``layer_types`` for what :func:`sliding_layers` reads."""
     layers = range(config.num_hidden_layers)
     return [_SLIDING if config.is_sliding(layer) else _FULL for layer in layers]
+
+
+def field_of(config: ModelConfig, name: str, kind: type[T]) -> T:
+    """A field that files of a family cannot do without.
+
+    Raises:
+        CheckpointError: ``config`` has none, so that it cannot be written as that family.
+    """
+    value = getattr(config, name)
+    if not isinstance(value, kind):
+        raise CheckpointError(
+            f"{name} is {value!r}; files of the family {config.model_type!r} hold a "
+            f"{kind.__name__} there."
+        )
+    return value
 
 
 def written_common(config: ModelConfig) -> dict[str, Any]:

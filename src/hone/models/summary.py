@@ -73,7 +73,7 @@ def summarise(config: ModelConfig) -> ModelSummary:
     family = find_family(config.model_type)
     with torch.device("meta"):
         model = make_model(config)
-    parameters = {part: 0 for part in (*_PARTS, _HEAD)}
+    parameters = dict.fromkeys((*_PARTS, _HEAD), 0)
     linear = 0
     unused = 0
     for name, weight in model.named_parameters():

@@ -7,7 +7,15 @@ from typing import Any
 from torch import Tensor
 
 from hone.models.config import ModelConfig
-from hone.models.family import Family, Keys, Rule, common_fields, written_activation, written_common
+from hone.models.family import (
+    Family,
+    Keys,
+    Rule,
+    common_fields,
+    field_of,
+    written_activation,
+    written_common,
+)
 from hone.models.positions import Learned
 
 _DEFAULTS = {
@@ -86,7 +94,7 @@ def _stack(keys: Keys, name: str) -> dict[str, Any]:
 
 def write(config: ModelConfig) -> dict[str, Any]:
     """``BartConfig``."""
-    assert config.encoder is not None
+    encoder = field_of(config, "encoder", ModelConfig)
     values = written_common(config) | {
         "d_model": config.hidden_size,
         "max_position_embeddings": config.max_position_embeddings,
@@ -98,7 +106,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "forced_eos_token_id": config.forced_eos_token_id,
         "is_encoder_decoder": True,
     }
-    for name, stack in (("encoder", config.encoder), ("decoder", config)):
+    for name, stack in (("encoder", encoder), ("decoder", config)):
         values[f"{name}_ffn_dim"] = stack.intermediate_size
         values[f"{name}_layers"] = stack.num_hidden_layers
         values[f"{name}_attention_heads"] = stack.num_attention_heads

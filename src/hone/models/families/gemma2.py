@@ -7,6 +7,7 @@ from hone.models.family import (
     Family,
     Keys,
     decoder_fields,
+    field_of,
     sliding_layers,
     whole_rotary,
     written_activation,
@@ -49,11 +50,11 @@ def read(keys: Keys) -> ModelConfig:
 
 def write(config: ModelConfig) -> dict[str, Any]:
     """``Gemma2Config``."""
-    assert isinstance(config.positions, Rotary)
+    positions = field_of(config, "positions", Rotary)
     return written_gemma(config) | {
         "sliding_window": config.sliding_window,
         "attn_logit_softcapping": config.attention_softcap,
-        "rope_parameters": write_rope(config.positions),
+        "rope_parameters": write_rope(positions),
     }
 
 

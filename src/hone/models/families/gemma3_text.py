@@ -7,7 +7,7 @@ from typing import Any
 
 from hone.models.config import ModelConfig
 from hone.models.families.gemma2 import DEFAULTS, gemma_fields, written_gemma
-from hone.models.family import Family, Keys, sliding_layers, whole_rotary
+from hone.models.family import Family, Keys, field_of, sliding_layers, whole_rotary
 from hone.models.positions import Rotary, write_rope
 
 
@@ -41,14 +41,14 @@ def read(keys: Keys) -> ModelConfig:
 
 def write(config: ModelConfig) -> dict[str, Any]:
     """``Gemma3TextConfig``."""
-    window, local = config.sliding_window, config.local_positions
-    assert isinstance(config.positions, Rotary)
-    assert window is not None and local is not None  # noqa: PT018
+    window = field_of(config, "sliding_window", int)
+    local = field_of(config, "local_positions", Rotary)
+    positions = field_of(config, "positions", Rotary)
     return written_gemma(config) | {
         "sliding_window": window if config.causal else (window - 1) * 2,
         "use_bidirectional_attention": not config.causal,
         "rope_parameters": {
-            "full_attention": write_rope(config.positions),
+            "full_attention": write_rope(positions),
             "sliding_attention": write_rope(local),
         },
     }

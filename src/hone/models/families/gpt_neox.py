@@ -9,6 +9,7 @@ from hone.models.family import (
     Keys,
     Rule,
     common_fields,
+    field_of,
     join_heads,
     split_heads,
     written_activation,
@@ -56,14 +57,14 @@ def read(keys: Keys) -> ModelConfig:
 
 def write(config: ModelConfig) -> dict[str, Any]:
     """``GPTNeoXConfig``."""
-    assert isinstance(config.positions, Rotary)
+    positions = field_of(config, "positions", Rotary)
     return written_common(config) | {
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
         "num_hidden_layers": config.num_hidden_layers,
         "num_attention_heads": config.num_attention_heads,
         "max_position_embeddings": config.max_position_embeddings,
-        "rope_parameters": write_rope(config.positions, _FRACTION),
+        "rope_parameters": write_rope(positions, _FRACTION),
         "attention_bias": config.attention_bias,
         "hidden_act": written_activation(config),
         "use_parallel_residual": config.block == "parallel",

@@ -3,7 +3,7 @@
 from typing import Any
 
 from hone.models.config import ModelConfig
-from hone.models.family import Family, Keys, decoder_fields, whole_rotary, written_decoder
+from hone.models.family import Family, Keys, decoder_fields, field_of, whole_rotary, written_decoder
 from hone.models.positions import Rotary, write_rope
 
 
@@ -21,12 +21,12 @@ def read(keys: Keys) -> ModelConfig:
 
 def write(config: ModelConfig) -> dict[str, Any]:
     """``LlamaConfig``."""
-    assert isinstance(config.positions, Rotary)
+    positions = field_of(config, "positions", Rotary)
     return written_decoder(config) | {
         "attention_bias": config.attention_bias,
         "mlp_bias": config.mlp_bias,
         "pretraining_tp": 1,
-        "rope_parameters": write_rope(config.positions),
+        "rope_parameters": write_rope(positions),
     }
 
 

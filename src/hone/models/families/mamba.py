@@ -4,7 +4,15 @@ from typing import Any
 
 from hone.core.errors import CheckpointError
 from hone.models.config import ModelConfig, StateSpace
-from hone.models.family import Family, Keys, Rule, common_fields, written_activation, written_common
+from hone.models.family import (
+    Family,
+    Keys,
+    Rule,
+    common_fields,
+    field_of,
+    written_activation,
+    written_common,
+)
 from hone.models.positions import NoPositions
 
 # What the family's files leave unsaid: no length is too long, this one is only announced.
@@ -48,9 +56,9 @@ def state_space_fields(keys: Keys, size: int, inner: int) -> dict[str, Any]:
 
 def write(config: ModelConfig) -> dict[str, Any]:
     """``MambaConfig``."""
-    space = config.state_space
-    if config.mixer != "mamba" or space is None:
-        raise CheckpointError("A Mamba checkpoint holds a state space.")
+    space = field_of(config, "state_space", StateSpace)
+    if config.mixer != "mamba":
+        raise CheckpointError(f"The mixer is {config.mixer!r}; Mamba's is 'mamba'.")
     return written_state_space(config) | {
         "intermediate_size": space.inner,
         "time_step_rank": space.rank,
@@ -60,8 +68,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
 
 def written_state_space(config: ModelConfig) -> dict[str, Any]:
     """The keys that Mamba and Mamba-2 write alike."""
-    space = config.state_space
-    assert space is not None
+    space = field_of(config, "state_space", StateSpace)
     return written_common(config) | {
         "hidden_size": config.hidden_size,
         "num_hidden_layers": config.num_hidden_layers,

@@ -6,7 +6,7 @@ from typing import Any
 from hone.core.errors import CheckpointError
 from hone.models.config import ModelConfig, StateSpace
 from hone.models.families.mamba import rules, state_space_fields, written_state_space
-from hone.models.family import Family, Keys
+from hone.models.family import Family, Keys, field_of
 
 
 def read(keys: Keys) -> ModelConfig:
@@ -43,9 +43,9 @@ def read(keys: Keys) -> ModelConfig:
 
 def write(config: ModelConfig) -> dict[str, Any]:
     """``Mamba2Config``."""
-    space = config.state_space
-    if config.mixer != "mamba2" or space is None:
-        raise CheckpointError("A Mamba-2 checkpoint holds a state space.")
+    space = field_of(config, "state_space", StateSpace)
+    if config.mixer != "mamba2":
+        raise CheckpointError(f"The mixer is {config.mixer!r}; Mamba-2's is 'mamba2'.")
     return written_state_space(config) | {
         "num_heads": space.heads,
         "head_dim": space.inner // space.heads,

@@ -3,7 +3,7 @@
 from typing import Any
 
 from hone.models.config import ModelConfig
-from hone.models.family import Family, Keys, decoder_fields, whole_rotary, written_decoder
+from hone.models.family import Family, Keys, decoder_fields, field_of, whole_rotary, written_decoder
 from hone.models.positions import Rotary, write_rope
 
 
@@ -25,10 +25,10 @@ def read(keys: Keys) -> ModelConfig:
 
 def write(config: ModelConfig) -> dict[str, Any]:
     """``MistralConfig``."""
-    assert isinstance(config.positions, Rotary)
+    positions = field_of(config, "positions", Rotary)
     return written_decoder(config) | {
         "sliding_window": config.sliding_window,
-        "rope_parameters": write_rope(config.positions),
+        "rope_parameters": write_rope(positions),
     }
 
 

@@ -9,8 +9,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from hone.models.config import Experts, ModelConfig
-from hone.models.family import EachExpert, Family, Keys, Rule, decoder_fields, written_decoder
-from hone.models.positions import Rotary, read_rope, write_rope
+from hone.models.family import (
+    EachExpert,
+    Family,
+    Keys,
+    Rule,
+    decoder_fields,
+    field_of,
+    whole_rotary,
+    written_decoder,
+)
+from hone.models.positions import Rotary, write_rope
 
 _THETA = 1e6
 
@@ -29,7 +38,7 @@ def read(keys: Keys) -> ModelConfig:
     count, per_token = expert_counts(keys, "num_local_experts")
     return ModelConfig(
         **decoder_fields(keys),
-        positions=read_rope(keys.values, keys.where, _THETA),
+        positions=whole_rotary(keys, _THETA),
         sliding_window=keys.whole("sliding_window", None),
         experts=Experts(
             count,
@@ -42,14 +51,14 @@ def read(keys: Keys) -> ModelConfig:
 
 def write(config: ModelConfig) -> dict[str, Any]:
     """``MixtralConfig``."""
-    assert isinstance(config.positions, Rotary)
-    assert config.experts is not None
+    positions = field_of(config, "positions", Rotary)
+    experts = field_of(config, "experts", Experts)
     values = written_decoder(config) | {
         "sliding_window": config.sliding_window,
-        "rope_parameters": write_rope(config.positions),
-        "num_local_experts": config.experts.count,
-        "num_experts_per_tok": config.experts.per_token,
-        "router_aux_loss_coef": config.experts.balance,
+        "rope_parameters": write_rope(positions),
+        "num_local_experts": experts.count,
+        "num_experts_per_tok": experts.per_token,
+        "router_aux_loss_coef": experts.balance,
     }
     if config.head_dim * config.num_attention_heads == config.hidden_size:
         values.pop("head_dim")  # null, or what the file said

@@ -11,6 +11,7 @@ from hone.models.family import (
     activation_name,
     common_fields,
     ffn_rows,
+    field_of,
     join_rows,
     key_rows,
     query_rows,
@@ -84,12 +85,12 @@ def read(keys: Keys) -> ModelConfig:
 
 def write(config: ModelConfig) -> dict[str, Any]:
     """``ModernBertConfig``."""
-    assert isinstance(config.positions, Rotary)
-    assert config.sliding_window is not None
-    local = config.local_positions or config.positions
+    positions = field_of(config, "positions", Rotary)
+    sliding_window = field_of(config, "sliding_window", int)
+    local = config.local_positions or positions
     span = config.extra.get("local_attention", 128)
-    if span // 2 != config.sliding_window - 1:
-        span = 2 * (config.sliding_window - 1)
+    if span // 2 != sliding_window - 1:
+        span = 2 * (sliding_window - 1)
     head = config.transforms.get("masked", ("gelu",))
     found = str(config.extra.get("classifier_activation"))
     return written_common(config) | {
@@ -99,7 +100,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "num_attention_heads": config.num_attention_heads,
         "max_position_embeddings": config.max_position_embeddings,
         "rope_parameters": {
-            "full_attention": write_rope(config.positions),
+            "full_attention": write_rope(positions),
             "sliding_attention": write_rope(local),
         },
         "local_attention": span,

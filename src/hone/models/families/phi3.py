@@ -10,6 +10,7 @@ from hone.models.family import (
     Rule,
     decoder_fields,
     ffn_rows,
+    field_of,
     join_rows,
     key_rows,
     query_rows,
@@ -43,8 +44,7 @@ def read(keys: Keys) -> ModelConfig:
 
 def write(config: ModelConfig) -> dict[str, Any]:
     """``Phi3Config``."""
-    rotary = config.positions
-    assert isinstance(rotary, Rotary)
+    rotary = field_of(config, "positions", Rotary)
     values = written_decoder(config) | {
         "sliding_window": config.sliding_window,
         "rope_parameters": write_rope(rotary) | {"partial_rotary_factor": rotary.fraction},

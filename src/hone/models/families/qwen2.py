@@ -7,6 +7,7 @@ from hone.models.family import (
     Family,
     Keys,
     decoder_fields,
+    field_of,
     sliding_layers,
     whole_rotary,
     written_decoder,
@@ -36,11 +37,11 @@ def read(keys: Keys) -> ModelConfig:
 
 def write(config: ModelConfig) -> dict[str, Any]:
     """``Qwen2Config``."""
-    assert isinstance(config.positions, Rotary)
+    positions = field_of(config, "positions", Rotary)
     values = written_decoder(config) | written_window(config)
     if config.head_dim * config.num_attention_heads == config.hidden_size:
         values.pop("head_dim")  # the class has no such key, but takes one
-    return values | {"rope_parameters": write_rope(config.positions)}
+    return values | {"rope_parameters": write_rope(positions)}
 
 
 def window_fields(keys: Keys) -> dict[str, Any]:

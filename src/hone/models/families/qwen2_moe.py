@@ -17,10 +17,12 @@ from hone.models.family import (
     Keys,
     Rule,
     decoder_fields,
+    field_of,
     sliding_layers,
+    whole_rotary,
     written_decoder,
 )
-from hone.models.positions import Rotary, read_rope, write_rope
+from hone.models.positions import Rotary, write_rope
 
 DEFAULTS = {
     "max_position_embeddings": 32768,
@@ -50,7 +52,7 @@ def read(keys: Keys) -> ModelConfig:
     return ModelConfig(
         **decoder_fields(keys),
         **_window_fields(keys),
-        positions=read_rope(keys.values, keys.where),
+        positions=whole_rotary(keys),
         attention_bias=keys.flag("qkv_bias", True),
         experts=read_experts(keys, "num_experts", shared),
     )
@@ -58,19 +60,19 @@ def read(keys: Keys) -> ModelConfig:
 
 def write(config: ModelConfig) -> dict[str, Any]:
     """``Qwen2MoeConfig``."""
-    assert isinstance(config.positions, Rotary)
-    assert config.experts is not None
+    positions = field_of(config, "positions", Rotary)
+    experts = field_of(config, "experts", Experts)
     values = written_decoder(config) | written_window(config)
     if config.head_dim * config.num_attention_heads == config.hidden_size:
         values.pop("head_dim")  # the class has no such key, but takes one
     return (
         values
-        | written_experts(config, config.experts)
+        | written_experts(config, experts)
         | {
-            "num_experts": config.experts.count,
-            "shared_expert_intermediate_size": config.experts.shared_size,
+            "num_experts": experts.count,
+            "shared_expert_intermediate_size": experts.shared_size,
             "qkv_bias": config.attention_bias,
-            "rope_parameters": write_rope(config.positions),
+            "rope_parameters": write_rope(positions),
         }
     )
 

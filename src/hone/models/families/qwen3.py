@@ -4,7 +4,7 @@ from typing import Any
 
 from hone.models.config import ModelConfig
 from hone.models.families.qwen2 import DEFAULTS, window_fields, written_window
-from hone.models.family import Family, Keys, decoder_fields, whole_rotary, written_decoder
+from hone.models.family import Family, Keys, decoder_fields, field_of, whole_rotary, written_decoder
 from hone.models.positions import Rotary, write_rope
 
 
@@ -24,13 +24,13 @@ def read(keys: Keys) -> ModelConfig:
 
 def write(config: ModelConfig) -> dict[str, Any]:
     """``Qwen3Config``."""
-    assert isinstance(config.positions, Rotary)
+    positions = field_of(config, "positions", Rotary)
     return (
         written_decoder(config)
         | written_window(config)
         | {
             "attention_bias": config.attention_bias,
-            "rope_parameters": write_rope(config.positions),
+            "rope_parameters": write_rope(positions),
         }
     )
 

@@ -5,10 +5,10 @@ About the layers and the balancing loss see ``qwen2_moe``.
 
 from typing import Any
 
-from hone.models.config import ModelConfig
+from hone.models.config import Experts, ModelConfig
 from hone.models.families.qwen2_moe import DEFAULTS, read_experts, rules, written_experts
-from hone.models.family import Family, Keys, decoder_fields, written_decoder
-from hone.models.positions import Rotary, read_rope, write_rope
+from hone.models.family import Family, Keys, decoder_fields, field_of, whole_rotary, written_decoder
+from hone.models.positions import Rotary, write_rope
 
 
 def read(keys: Keys) -> ModelConfig:
@@ -25,7 +25,7 @@ def read(keys: Keys) -> ModelConfig:
     return ModelConfig(
         **decoder_fields(keys),
         sliding_window=keys.whole("sliding_window", None) if windowed else None,
-        positions=read_rope(keys.values, keys.where),
+        positions=whole_rotary(keys),
         attention_bias=bias,
         output_bias=bias,
         qk_norm=True,
@@ -35,18 +35,18 @@ def read(keys: Keys) -> ModelConfig:
 
 def write(config: ModelConfig) -> dict[str, Any]:
     """``Qwen3MoeConfig``; older programs read ``num_experts``."""
-    assert isinstance(config.positions, Rotary)
-    assert config.experts is not None
+    positions = field_of(config, "positions", Rotary)
+    experts = field_of(config, "experts", Experts)
     return (
         written_decoder(config)
-        | written_experts(config, config.experts)
+        | written_experts(config, experts)
         | {
-            "num_experts": config.experts.count,
-            "num_local_experts": config.experts.count,
+            "num_experts": experts.count,
+            "num_local_experts": experts.count,
             "use_sliding_window": config.sliding_window is not None,
             "sliding_window": config.sliding_window,
             "attention_bias": config.attention_bias,
-            "rope_parameters": write_rope(config.positions),
+            "rope_parameters": write_rope(positions),
         }
     )
 

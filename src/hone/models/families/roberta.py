@@ -5,7 +5,7 @@ from typing import Any
 
 from hone.models.config import ModelConfig
 from hone.models.families.bert import body_rules, encoder_fields, written_encoder
-from hone.models.family import Family, Keys, Rule
+from hone.models.family import Family, Keys, Rule, field_of
 from hone.models.positions import Learned
 
 _DEFAULTS = {
@@ -43,11 +43,11 @@ def read(keys: Keys) -> ModelConfig:
 
 def write(config: ModelConfig) -> dict[str, Any]:
     """``RobertaConfig``."""
-    assert isinstance(config.positions, Learned)
-    rows = config.max_position_embeddings + config.positions.offset
+    positions = field_of(config, "positions", Learned)
+    rows = config.max_position_embeddings + positions.offset
     return written_encoder(config) | {
         "max_position_embeddings": rows,
-        "pad_token_id": config.positions.offset - 1,
+        "pad_token_id": positions.offset - 1,
     }
 
 

@@ -4,7 +4,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from hone.models.config import Activation, ModelConfig
-from hone.models.family import Family, Keys, Rule, common_fields, written_activation, written_common
+from hone.models.family import (
+    Family,
+    Keys,
+    Rule,
+    common_fields,
+    field_of,
+    written_activation,
+    written_common,
+)
 from hone.models.positions import Buckets
 
 _DEFAULTS = {
@@ -77,8 +85,8 @@ def _feed_forward(keys: Keys) -> tuple[Activation, bool]:
 
 def write(config: ModelConfig) -> dict[str, Any]:
     """``T5Config``."""
-    assert config.encoder is not None
-    assert isinstance(config.positions, Buckets)
+    encoder = field_of(config, "encoder", ModelConfig)
+    positions = field_of(config, "positions", Buckets)
     activation = written_activation(config, "gelu_new")
     if config.gated:
         approximate = config.activation == "gelu_tanh"
@@ -87,12 +95,12 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "d_model": config.hidden_size,
         "d_kv": config.head_dim,
         "d_ff": config.intermediate_size,
-        "num_layers": config.encoder.num_hidden_layers,
+        "num_layers": encoder.num_hidden_layers,
         "num_decoder_layers": config.num_hidden_layers,
         "num_heads": config.num_attention_heads,
         "n_positions": config.max_position_embeddings,
-        "relative_attention_num_buckets": config.positions.count,
-        "relative_attention_max_distance": config.positions.max_distance,
+        "relative_attention_num_buckets": positions.count,
+        "relative_attention_max_distance": positions.max_distance,
         "feed_forward_proj": activation,
         "layer_norm_epsilon": config.norm_eps,
         "tie_word_embeddings": config.tie_word_embeddings,

@@ -38,6 +38,15 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
 # What has a meaning only with others that are refused, or changes no result.
 _WITHOUT_EFFECT = ("pad_token_id", "use_cache", "length_penalty", "early_stopping")
 OPTIONS = frozenset({*_COMPUTED, *_REFUSED, *_WITHOUT_EFFECT, "stop_sequence", "seed"})
+# Whole numbers, and the least that each can be.
+_WHOLE = {
+    "max_new_tokens": 1,
+    "max_length": 1,
+    "min_new_tokens": 0,
+    "min_length": 0,
+    "num_return_sequences": 1,
+    "seed": 0,
+}
 # transformers' own where nothing is said.
 _TOP_K = 50
 
@@ -106,12 +115,10 @@ class Decoding:
         if "max_length" in values:
             task = {name: value for name, value in task.items() if name != "max_new_tokens"}
         self._values = {**task, **values}
+        for name, least in _WHOLE.items():
+            _check_whole(name, self._values.get(name, least), least)
         self.sampled = bool(self._values.get("do_sample", False))
-        self.count = self._values.get("num_return_sequences", 1)
-        if not isinstance(self.count, int) or isinstance(self.count, bool) or self.count < 1:
-            raise RequestError(
-                f"num_return_sequences is {self.count!r}; give a whole number of 1 or more."
-            )
+        self.count: int = self._values.get("num_return_sequences", 1)
         if self.count > 1 and not self.sampled:
             raise RequestError(
                 f"num_return_sequences is {self.count}, and without do_sample=True all would be "
@@ -140,7 +147,7 @@ class Decoding:
         common: dict[str, Any] = {
             "max_tokens": most,
             "min_tokens": least if most is None else min(least, most),
-            "repetition_penalty": float(values.get("repetition_penalty", 1.0)),
+            "repetition_penalty": values.get("repetition_penalty", 1.0),
             "stop": stop,
             "stop_token_ids": [ends] if isinstance(ends, int) else ends or (),
             "ignore_eos": ends is not None,
@@ -148,14 +155,19 @@ class Decoding:
         if not self.sampled:
             return [SamplingParams(**common)]
         common |= {
-            "temperature": float(values.get("temperature", 1.0)),
+            "temperature": values.get("temperature", 1.0),
             "top_k": values.get("top_k", _TOP_K),
-            "top_p": float(values.get("top_p", 1.0)),
-            "min_p": float(values.get("min_p", 0.0)),
+            "top_p": values.get("top_p", 1.0),
+            "min_p": values.get("min_p", 0.0),
         }
         return [SamplingParams(**common, seed=self._seed(n)) for n in range(self.count)]
 
     def _seed(self, number: int) -> int:
         seed = self._values.get("seed")
         # torch's own generator, so that torch.manual_seed makes a program repeatable.
-        return int(torch.randint(2**62, ())) if seed is None else int(seed) + number
+        return int(torch.randint(2**62, ())) if seed is None else seed + number
+
+
+def _check_whole(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise RequestError(f"{name} is {value!r}; give a whole number of {least} or more.")

@@ -70,6 +70,10 @@ class FillMask(Reader):
         mask = self.tokenizer.mask_id
         assert isinstance(self.model, MaskedLM)
         assert mask is not None
+        if self.model.config.encoder is not None:  # the decoder reads the text once more
+            given = self.padded(batch)
+            is_mask_BT = torch.eq(given["input_ids"], mask) & given["attention_mask"]
+            return self.model(**given).logits[is_mask_BT].float().softmax(dim=-1).cpu()
         device = self.model.device
         ids_N: Tensor = torch.tensor([i for text in batch for i in text.ids], device=device)
         kinds_N = torch.tensor([k for text in batch for k in text.kinds], device=device)

@@ -1,6 +1,7 @@
 """Continuations of texts, and answers in conversations."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ class Writer(Pipeline):
     ) -> None:
         super().__init__(path, task, options)
         self.lm: LM = load(path, dtype, device)
-        self.tokenizer = self.lm.tokenizer if tokenizer == path else Tokenizer.load(tokenizer)
+        if tokenizer != path:
+            self.lm = replace(self.lm, tokenizer=Tokenizer.load(tokenizer))
+        self.tokenizer = self.lm.tokenizer
         stored = self.special_settings(stored_settings(path, self.lm.config))
         self.stored = without_refused(stored, str(path))
 
@@ -161,8 +164,12 @@ class TextGeneration(Writer):
             return self.lm.chat_prompt(chat, tools, documents=documents)
         last = chat[-1].get("content")
         source = self.tokenizer.chat_template_for(tools)
-        if source is None or not isinstance(last, str):
-            return self.lm.chat_prompt(chat, tools)  # refused there, or by the check below
+        if source is None:
+            return self.lm.chat_prompt(chat, tools)  # which refuses it
+        if not isinstance(last, str):
+            raise RequestError(
+                "The last message has no text to continue; pass continue_final_message=False."
+            )
         marked = [*chat[:-1], {**chat[-1], "content": f"{last}{_END_MARK} "}]
         template = ChatTemplate(source, self.tokenizer.config)
         text = template.render(marked, tools, add_generation_prompt=False, documents=documents)

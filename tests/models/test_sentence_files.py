@@ -6,7 +6,7 @@ from small_llama import make_config
 
 from hone.core.errors import CheckpointError
 from hone.models import Embedder, load_config, load_model, save_checkpoint
-from hone.models.heads import pool
+from hone.models.readers import pool
 
 IDS = torch.tensor([[7, 8, 22, 41], [11, 12, 0, 0], [5, 0, 0, 0]])
 MASK = (IDS != 0).long()

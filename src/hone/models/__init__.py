@@ -28,21 +28,10 @@ from hone.models.checkpoint import (
 from hone.models.config import Experts, Head, ModelConfig, StateSpace
 from hone.models.context import Context, Packed
 from hone.models.families import find_family, known_families
-from hone.models.heads import (
-    Cache,
-    CausalLM,
-    Classifier,
-    Embedder,
-    LanguageModel,
-    MaskedLM,
-    Model,
-    Output,
-    PackedBatch,
-    Seq2SeqLM,
-    TokenClassifier,
-    make_model,
-)
+from hone.models.heads import make_model
+from hone.models.language import Cache, CausalLM, LanguageModel, MaskedLM, PackedBatch, Seq2SeqLM
 from hone.models.loading import load_model, register_quantization
+from hone.models.model import Model, Output
 from hone.models.positions import (
     Alibi,
     Buckets,
@@ -51,6 +40,7 @@ from hone.models.positions import (
     Rotary,
     Sinusoidal,
 )
+from hone.models.readers import Classifier, Embedder, TokenClassifier
 
 __all__ = [
     "Alibi",

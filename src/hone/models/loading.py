@@ -20,7 +20,8 @@ from hone.core.files import read_json
 from hone.models.checkpoint import WEIGHTS, dtype_name, load_config
 from hone.models.config import HEADS, Head, ModelConfig
 from hone.models.families import find_family
-from hone.models.heads import Model, fits, make_model
+from hone.models.heads import fits, make_model
+from hone.models.model import Model
 from hone.models.ties import check_ties, read_error
 from hone.models.weights import Place, aliases, known_name, own_tensors, places
 

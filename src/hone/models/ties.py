@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hone.core.errors import CheckpointError
 from hone.models.families import find_family
-from hone.models.heads import Model
+from hone.models.model import Model
 from hone.models.weights import aliases, known_name, places
 
 _OUTPUT = "lm_head.weight"

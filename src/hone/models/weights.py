@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hone.models.config import ModelConfig
 from hone.models.family import EachExpert, Family, Rule, fill, match
-from hone.models.heads import Model
+from hone.models.model import Model
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,7 @@ def test_sizes_left_out_are_derived():
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"model_type": "mamba"}, "model_type is 'mamba'"),
+        ({"model_type": "rwkv"}, "model_type is 'rwkv'"),
         ({"model_type": None}, "model_type is None"),
         ({"hidden_act": "gelu9"}, "hidden_act is 'gelu9'"),
         ({"rope_parameters": {"rope_type": "spiral", "factor": 2.0}}, "spiral"),

@@ -34,15 +34,21 @@ def project(x_NE: Tensor, modules: Sequence[nn.Module]) -> Tensor:
     return functional.linear(x_NE, joined(weights), bias)
 
 
-def adjoin(modules: Sequence[nn.Module]) -> None:
+def adjoin(modules: Sequence[nn.Module], values: bool = True) -> None:
     """Lay the weights of ``modules`` behind one another in memory, so that they read as one.
 
-    The parameters stay the modules' own, with the same names and values.
+    The parameters stay the modules' own, with the same names and, unless ``values`` is False for
+    weights that are yet to be filled, the same values.
     """
     linears = [module for module in modules if type(module) is nn.Linear]
     if len(linears) < len(modules):
         return
-    weight = torch.cat([linear.weight.detach() for linear in linears])
+    weights = [linear.weight.detach() for linear in linears]
+    if values:
+        weight = torch.cat(weights)
+    else:
+        rows = sum(len(weight) for weight in weights)
+        weight = weights[0].new_empty(rows, weights[0].shape[1])
     parts = weight.split([linear.out_features for linear in linears])
     for linear, part in zip(linears, parts, strict=True):
         linear.weight.data = part

@@ -16,7 +16,8 @@ from hone.core.errors import CheckpointError, DataError
 from hone.core.files import atomic_dir, read_json, write_json
 from hone.models.config import Head, ModelConfig
 from hone.models.families import find_family
-from hone.models.family import TRANSFORMERS_VERSION, Keys
+from hone.models.family import TRANSFORMERS_VERSION
+from hone.models.keys import Keys
 from hone.models.model import Model
 from hone.models.sentence import read_sentence_files, write_sentence_files
 from hone.models.weights import file_tensors

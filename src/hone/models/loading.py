@@ -106,7 +106,7 @@ def load_model(
             f"There is no memory on {device} for the weights of {path} in {dtype_name(wanted)}."
         ) from error
     model.tie_weights()
-    model.adjoin_weights()
+    model.adjoin_weights(values=False)
     filler = _Filler(model, expected, spare, stand_ins, path)
     if relabelled:
         filler.renew("score")

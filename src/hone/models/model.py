@@ -109,11 +109,11 @@ class Model(nn.Module):
     def tie_weights(self) -> None:
         """Make the output layer read the embedding, when the configuration says so."""
 
-    def adjoin_weights(self) -> None:
+    def adjoin_weights(self, values: bool = True) -> None:
         """Lay weights that are read together behind one another; see ``kernels.adjoin``."""
         for module in self.modules():
             for layers in getattr(module, "joint_products", ()):
-                adjoin(layers)
+                adjoin(layers, values)
 
     @torch.no_grad()
     def initialise(self, seed: int, only: Collection[str] | None = None) -> None:

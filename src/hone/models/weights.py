@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from hone.models.config import ModelConfig
-from hone.models.family import EachExpert, Family, Rule, fill, match
+from hone.models.family import Family
 from hone.models.model import Model
+from hone.models.rules import EachExpert, Rule, fill, match
 
 
 @dataclass(frozen=True, slots=True)

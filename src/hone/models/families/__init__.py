@@ -12,7 +12,8 @@ from typing import Any
 
 from hone.core.errors import CheckpointError
 from hone.models.config import ModelConfig
-from hone.models.family import Family, Keys, unknown_family
+from hone.models.family import Family, unknown_family
+from hone.models.keys import Keys
 
 
 @cache

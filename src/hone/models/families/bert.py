@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from hone.models.config import ModelConfig
-from hone.models.family import Family, Keys, Rule, common_fields, written_activation, written_common
+from hone.models.family import Family
+from hone.models.fields import common_fields, written_common
+from hone.models.keys import Keys, written_activation
 from hone.models.positions import Learned
+from hone.models.rules import Rule
 
 _DEFAULTS = {
     "vocab_size": 30522,

@@ -4,16 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from hone.models.config import ModelConfig
-from hone.models.family import (
-    Family,
-    Keys,
-    Rule,
-    common_fields,
-    join_heads,
-    split_heads,
-    written_common,
-)
+from hone.models.family import Family
+from hone.models.fields import common_fields, written_common
+from hone.models.keys import Keys
 from hone.models.positions import Alibi
+from hone.models.rules import Rule, join_heads, split_heads
 
 _DEFAULTS = {
     "vocab_size": 250880,

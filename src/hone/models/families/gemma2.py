@@ -3,17 +3,16 @@
 from typing import Any
 
 from hone.models.config import ModelConfig
-from hone.models.family import (
-    Family,
-    Keys,
+from hone.models.family import Family
+from hone.models.fields import (
     decoder_fields,
     field_of,
     sliding_layers,
     whole_rotary,
-    written_activation,
     written_decoder,
     written_layer_types,
 )
+from hone.models.keys import Keys, written_activation
 from hone.models.positions import Rotary, write_rope
 
 DEFAULTS = {

@@ -7,7 +7,9 @@ from typing import Any
 
 from hone.models.config import ModelConfig
 from hone.models.families.gemma2 import DEFAULTS, gemma_fields, written_gemma
-from hone.models.family import Family, Keys, field_of, sliding_layers, whole_rotary
+from hone.models.family import Family
+from hone.models.fields import field_of, sliding_layers, whole_rotary
+from hone.models.keys import Keys
 from hone.models.positions import Rotary, write_rope
 
 

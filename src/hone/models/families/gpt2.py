@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from hone.models.config import ModelConfig
-from hone.models.family import Family, Keys, Rule, common_fields, written_activation, written_common
+from hone.models.family import Family
+from hone.models.fields import common_fields, written_common
+from hone.models.keys import Keys, written_activation
 from hone.models.positions import Learned
+from hone.models.rules import Rule
 
 _DEFAULTS = {
     "vocab_size": 50257,

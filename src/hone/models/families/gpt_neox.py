@@ -4,18 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from hone.models.config import ModelConfig
-from hone.models.family import (
-    Family,
-    Keys,
-    Rule,
-    common_fields,
-    field_of,
-    join_heads,
-    split_heads,
-    written_activation,
-    written_common,
-)
+from hone.models.family import Family
+from hone.models.fields import common_fields, field_of, written_common
+from hone.models.keys import Keys, written_activation
 from hone.models.positions import Rotary, read_rope, write_rope
+from hone.models.rules import Rule, join_heads, split_heads
 
 _DEFAULTS = {
     "vocab_size": 50432,

@@ -13,7 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 from hone.core.config import nearest
 from hone.core.errors import CheckpointError
 from hone.models.config import ModelConfig
-from hone.models.family import Family, Keys
+from hone.models.family import Family
+from hone.models.keys import Keys
 from hone.models.positions import POSITIONS, Rotary
 from hone.models.rotary import SCALINGS
 

@@ -3,7 +3,9 @@
 from typing import Any
 
 from hone.models.config import ModelConfig
-from hone.models.family import Family, Keys, decoder_fields, field_of, whole_rotary, written_decoder
+from hone.models.family import Family
+from hone.models.fields import decoder_fields, field_of, whole_rotary, written_decoder
+from hone.models.keys import Keys
 from hone.models.positions import Rotary, write_rope
 
 

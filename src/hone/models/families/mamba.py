@@ -4,16 +4,11 @@ from typing import Any
 
 from hone.core.errors import CheckpointError
 from hone.models.config import ModelConfig, StateSpace
-from hone.models.family import (
-    Family,
-    Keys,
-    Rule,
-    common_fields,
-    field_of,
-    written_activation,
-    written_common,
-)
+from hone.models.family import Family
+from hone.models.fields import common_fields, field_of, written_common
+from hone.models.keys import Keys, written_activation
 from hone.models.positions import NoPositions
+from hone.models.rules import Rule
 
 # What the family's files leave unsaid: no length is too long, this one is only announced.
 CONTEXT = 2048

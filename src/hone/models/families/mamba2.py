@@ -6,7 +6,9 @@ from typing import Any
 from hone.core.errors import CheckpointError
 from hone.models.config import ModelConfig, StateSpace
 from hone.models.families.mamba import rules, state_space_fields, written_state_space
-from hone.models.family import Family, Keys, field_of
+from hone.models.family import Family
+from hone.models.fields import field_of
+from hone.models.keys import Keys
 
 
 def read(keys: Keys) -> ModelConfig:

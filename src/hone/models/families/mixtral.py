@@ -9,17 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from hone.models.config import Experts, ModelConfig
-from hone.models.family import (
-    EachExpert,
-    Family,
-    Keys,
-    Rule,
-    decoder_fields,
-    field_of,
-    whole_rotary,
-    written_decoder,
-)
+from hone.models.family import Family
+from hone.models.fields import decoder_fields, field_of, whole_rotary, written_decoder
+from hone.models.keys import Keys
 from hone.models.positions import Rotary, write_rope
+from hone.models.rules import EachExpert, Rule
 
 _THETA = 1e6
 

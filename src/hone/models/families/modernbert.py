@@ -4,24 +4,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from hone.models.config import ModelConfig
-from hone.models.family import (
-    Family,
-    Keys,
-    Rule,
-    activation_name,
+from hone.models.family import Family
+from hone.models.fields import (
     common_fields,
-    ffn_rows,
     field_of,
-    join_rows,
-    key_rows,
-    query_rows,
     sliding_layers,
-    split_rows,
-    written_activation,
     written_common,
     written_layer_types,
 )
+from hone.models.keys import Keys, activation_name, written_activation
 from hone.models.positions import Rotary, read_rope, write_rope
+from hone.models.rules import Rule, ffn_rows, join_rows, key_rows, query_rows, split_rows
 
 _DEFAULTS = {
     "vocab_size": 50368,

@@ -4,20 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from hone.models.config import ModelConfig
-from hone.models.family import (
-    Family,
-    Keys,
-    Rule,
-    decoder_fields,
-    ffn_rows,
-    field_of,
-    join_rows,
-    key_rows,
-    query_rows,
-    split_rows,
-    written_decoder,
-)
+from hone.models.family import Family
+from hone.models.fields import decoder_fields, field_of, written_decoder
+from hone.models.keys import Keys
 from hone.models.positions import LongScaling, Rotary, read_rope, write_rope
+from hone.models.rules import Rule, ffn_rows, join_rows, key_rows, query_rows, split_rows
 
 _CONTEXT = "original_max_position_embeddings"
 

@@ -3,9 +3,8 @@
 from typing import Any
 
 from hone.models.config import ModelConfig
-from hone.models.family import (
-    Family,
-    Keys,
+from hone.models.family import Family
+from hone.models.fields import (
     decoder_fields,
     field_of,
     sliding_layers,
@@ -13,6 +12,7 @@ from hone.models.family import (
     written_decoder,
     written_layer_types,
 )
+from hone.models.keys import Keys
 from hone.models.positions import Rotary, write_rope
 
 DEFAULTS = {

@@ -11,18 +11,17 @@ from typing import Any
 from hone.models.config import Experts, ModelConfig
 from hone.models.families.mixtral import expert_counts
 from hone.models.families.qwen2 import window_fields, written_window
-from hone.models.family import (
-    EachExpert,
-    Family,
-    Keys,
-    Rule,
+from hone.models.family import Family
+from hone.models.fields import (
     decoder_fields,
     field_of,
     sliding_layers,
     whole_rotary,
     written_decoder,
 )
+from hone.models.keys import Keys
 from hone.models.positions import Rotary, write_rope
+from hone.models.rules import EachExpert, Rule
 
 DEFAULTS = {
     "max_position_embeddings": 32768,

@@ -5,8 +5,11 @@ from typing import Any
 
 from hone.models.config import ModelConfig
 from hone.models.families.bert import body_rules, encoder_fields, written_encoder
-from hone.models.family import Family, Keys, Rule, field_of
+from hone.models.family import Family
+from hone.models.fields import field_of
+from hone.models.keys import Keys
 from hone.models.positions import Learned
+from hone.models.rules import Rule
 
 _DEFAULTS = {
     "vocab_size": 50265,

@@ -4,16 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from hone.models.config import Activation, ModelConfig
-from hone.models.family import (
-    Family,
-    Keys,
-    Rule,
-    common_fields,
-    field_of,
-    written_activation,
-    written_common,
-)
+from hone.models.family import Family
+from hone.models.fields import common_fields, field_of, written_common
+from hone.models.keys import Keys, written_activation
 from hone.models.positions import Buckets
+from hone.models.rules import Rule
 
 _DEFAULTS = {
     "vocab_size": 32128,

@@ -49,7 +49,7 @@ def rows_in(page):
     found = {}
     for line in page.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if line.startswith("| `") and len(cells) == 8:
+        if line.startswith("| `") and len(cells) == 8 and cells[0] != "`model_type`":
             found[cells[0].strip("`")] = cells[4:]
     return found
 

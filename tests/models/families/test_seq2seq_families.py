@@ -310,6 +310,7 @@ def test_missing_keys_have_the_defaults_of_transformers(family):
         ("t5", {"feed_forward_proj": "gated-swiglu"}, "feed_forward_proj is 'swiglu'"),
         ("t5", {"relative_attention_num_buckets": 3}, "count is 3"),
         ("t5", {"d_model": "512"}, "expected a whole number"),
+        ("t5", {"architectures": ["T5EncoderModel"]}, "classes with a decoder"),
         ("t5", {"scale_decoder_outputs": 1}, "expected true or false"),
         ("bart", {"normalize_before": True}, "expected false, as every BART has it"),
         ("bart", {"normalize_embedding": False}, "expected true, as every BART has it"),

@@ -20,12 +20,17 @@ _DEFAULTS = {
     "pad_token_id": 0,
     "eos_token_id": 1,
 }
+# Their files hold an encoder only.
+_HALVES = ("T5EncoderModel", "T5ForTokenClassification")
 # Its authors computed the approximation by tanh, and this name means it.
 _GATED_GELU = "gated-gelu"
 
 
 def read(keys: Keys) -> ModelConfig:
     """``T5Config``."""
+    for name in keys.get("architectures", None) or ():
+        if name in _HALVES:
+            raise keys.wrong("architectures", name, "one of T5's classes with a decoder")
     keys = keys.renamed(
         d_model="hidden_size",
         d_kv="head_dim",

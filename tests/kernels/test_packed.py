@@ -162,3 +162,18 @@ def test_queries_see_the_source_with_their_number(pairs, kv_heads):
         scores = torch.einsum("thd,shd->hts", qs, ks.repeat_interleave(repeat, 1)) / SIZE**0.5
         expected = torch.einsum("hts,shd->thd", scores.softmax(-1), vs.repeat_interleave(repeat, 1))
         torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("uncut", [4, 192])
+@pytest.mark.parametrize("rotated", [0, 4, SIZE])
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_both_sides_of_whole_groups_with_gradients(monkeypatch, uncut, rotated, scale):
+    monkeypatch.setattr(packed, "_UNCUT", uncut)
+    monkeypatch.setattr(packed, "_BLOCK", 5)
+    qkv, rotary, layout = pack([9, 9, 9, 3], 4, 2)
+    assert bool(layout.valid.all())
+    rotary = rotary[..., : rotated // 2] if rotated else None
+    for causal in (False, True):
+        fast, slow = both(qkv, rotary, layout, 4, 2, causal=causal, scale=scale)
+        for ours, theirs in zip(fast, slow, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)

@@ -156,17 +156,28 @@ def packed_attention(
 ) -> Tensor:
     """See :func:`packed_attention_reference`.
 
-    Plain causal attention with gradients has a form of its own, with arithmetic in float32.
+    With gradients, attention whose scores are plain products has a form of its own, with arithmetic
+    in float32.
     """
+    if not (torch.is_grad_enabled() and qkv_NC.requires_grad and _is_plain(layout, rule, bias)):
+        q, k, v = split_heads(qkv_NC, rotary, rule)
+        return packed_cross_attention(q, k, v, layout, layout, rule, bias)
     size = qkv_NC.shape[-1] // (rule.heads + 2 * rule.kv_heads)
-    plain = rule.causal and bias is None and rule.softcap is None and rule.scale is None
-    whole = rotary is not None and 2 * rotary.shape[-1] == size
-    seen = rule.window is None or max(layout.lengths, default=0) <= rule.window
-    if plain and whole and seen and torch.is_grad_enabled() and qkv_NC.requires_grad:
-        out: Tensor = _PackedAttention.apply(qkv_NC, rotary, layout, rule.heads, rule.kv_heads)
-        return out
-    q, k, v = split_heads(qkv_NC, rotary, rule)
-    return packed_cross_attention(q, k, v, layout, layout, rule, bias)
+    if rotary is not None and 2 * rotary.shape[-1] < size:
+        qkv_NC, rotary = torch.cat(split_heads(qkv_NC, rotary, rule), dim=1).flatten(1), None
+    out: Tensor = _PackedAttention.apply(qkv_NC, rotary, layout, rule)
+    return out
+
+
+def _is_plain(layout: PackedLayout, rule: AttentionRule, bias: Bias | None) -> bool:
+    """Whether scores are products of queries and keys, and the keys seen are all that come before,
+    or all there are.
+    """
+    if bias is not None or rule.softcap is not None or (rule.scale or 1.0) < 0:
+        return False
+    if rule.window is not None and rule.window < max(layout.lengths, default=0):
+        return False
+    return rule.causal or bool(layout.valid.all())
 
 
 def packed_cross_attention(
@@ -249,39 +260,45 @@ class _PackedAttention(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx,
         qkv_NC: Tensor,
-        rotary: Tensor,
+        rotary: Tensor | None,
         layout: PackedLayout,
-        heads: int,
-        kv_heads: int,
+        rule: AttentionRule,
     ) -> Tensor:
+        heads, kv_heads = rule.heads, rule.kv_heads
         rows, both = layout.rows(heads, kv_heads), heads + kv_heads
         qkv = qkv_NC.float().view(len(qkv_NC), both + kv_heads, -1)
         size = qkv.shape[-1]
         # A pair (i, i + D/2) is one complex number and its rotation one product. Queries and keys
         # stay interleaved after that: their scores do not change when both are permuted alike.
-        # Each takes D^-1/4, so that scores come out scaled.
-        turn = torch.complex(*rotary.float().mul(size**-0.25))[:, None]
-        pairs = torch.complex(qkv[:, :both, : size // 2], qkv[:, :both, size // 2 :]).mul_(turn)
-        qk_rows = torch.view_as_real(pairs).view(-1, size)
+        # Each takes the root of the scale, so that scores come out scaled.
+        root = size**-0.25 if rule.scale is None else rule.scale**0.5
+        if rotary is None:
+            turn = torch.tensor(root)
+            qk_rows = qkv[:, :both].mul(root).view(-1, size)
+        else:
+            turn = torch.complex(*rotary.float().mul(root))[:, None]
+            pairs = torch.complex(qkv[:, :both, : size // 2], qkv[:, :both, size // 2 :])
+            qk_rows = torch.view_as_real(pairs.mul_(turn)).view(-1, size)
         q = qk_rows.index_select(0, rows.q)
         k = qk_rows.index_select(0, rows.k)
         v = qkv.view(-1, size).index_select(0, rows.v)
         o = torch.empty_like(q)
         kept = []
         for group in layout.groups:
-            for part in _parts(group, heads, kv_heads, q, k, v, o):
+            for part in _parts(group, rule, q, k, v, o):
                 p = _probabilities(part)
                 torch.bmm(p, part.v, out=part.o)
                 if group.length <= _LONGEST_KEPT:
                     kept.append(p)
         ctx.save_for_backward(q, k, v, turn, *kept)
-        ctx.plan = (layout, heads, kv_heads, qkv_NC.dtype)  # type: ignore[attr-defined]
+        ctx.plan = (layout, rule, qkv_NC.dtype)  # type: ignore[attr-defined]
         return o.index_select(0, rows.from_q).view(len(qkv_NC), -1).to(qkv_NC.dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        layout, heads, kv_heads, dtype = ctx.plan  # type: ignore[attr-defined]
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        layout, rule, dtype = ctx.plan  # type: ignore[attr-defined]
+        heads, kv_heads = rule.heads, rule.kv_heads
         q, k, v, turn, *kept = ctx.saved_tensors  # type: ignore[attr-defined]
         rows, both, size = layout.rows(heads, kv_heads), heads + kv_heads, q.shape[-1]
         do = grad.float().reshape(-1, size).index_select(0, rows.o)
@@ -290,8 +307,8 @@ class _PackedAttention(torch.autograd.Function):
         dq, dk, dv = dqk[: len(q)], dqk[len(q) :], torch.zeros_like(v)
         remembered = iter(kept)
         for group in layout.groups:
-            parts = _parts(group, heads, kv_heads, q, k, v, do)
-            gradients = _parts(group, heads, kv_heads, dq, dk, dv, do)
+            parts = _parts(group, rule, q, k, v, do)
+            gradients = _parts(group, rule, dq, dk, dv, do)
             for part, gradient in zip(parts, gradients, strict=True):
                 long = group.length > _LONGEST_KEPT
                 p = _probabilities(part) if long else next(remembered)
@@ -300,15 +317,16 @@ class _PackedAttention(torch.autograd.Function):
                 ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
                 torch.bmm(ds, part.k, out=gradient.q)
                 gradient.k.baddbmm_(ds.transpose(1, 2), part.q)
-        pairs = torch.view_as_complex(
-            dqk.index_select(0, rows.from_qk).view(-1, both, size // 2, 2)
-        )
-        pairs.mul_(turn.conj())
+        dqk = dqk.index_select(0, rows.from_qk)
         out = q.new_empty(layout.tokens, both + kv_heads, size)
-        out[:, :both, : size // 2] = pairs.real
-        out[:, :both, size // 2 :] = pairs.imag
+        if not turn.is_complex():
+            torch.mul(dqk.view(-1, both, size), turn, out=out[:, :both])
+        else:
+            pairs = torch.view_as_complex(dqk.view(-1, both, size // 2, 2)).mul_(turn.conj())
+            out[:, :both, : size // 2] = pairs.real
+            out[:, :both, size // 2 :] = pairs.imag
         out[:, both:] = dv.index_select(0, rows.from_v).view(-1, kv_heads, size)
-        return out.view(layout.tokens, -1).to(dtype), None, None, None, None
+        return out.view(layout.tokens, -1).to(dtype), None, None, None
 
 
 class _Part(NamedTuple):
@@ -318,14 +336,15 @@ class _Part(NamedTuple):
     k: Tensor
     v: Tensor
     o: Tensor
-    causal: int  # the last so many keys are hidden causally; rows repeat every so many
+    causal: int  # the last so many keys are hidden causally; rows repeat every so many; 0: none
 
 
 def _parts(
-    group: _Group, heads: int, kv_heads: int, q: Tensor, k: Tensor, v: Tensor, o: Tensor
+    group: _Group, rule: AttentionRule, q: Tensor, k: Tensor, v: Tensor, o: Tensor
 ) -> Iterator[_Part]:
     """Cut a group into products: all heads that share keys at once, or blocks of queries."""
     count, length, first, _ = group
+    heads, kv_heads, causal = rule.heads, rule.kv_heads, int(rule.causal)
     shared, size = heads // kv_heads, q.shape[-1]
 
     def rows(x: Tensor, heads: int) -> Tensor:
@@ -336,23 +355,26 @@ def _parts(
     queries = rows(q, heads).view(count * kv_heads, shared, length, size)
     outputs = rows(o, heads).view(count * kv_heads, shared, length, size)
     if length <= _UNCUT:
-        yield _Part(queries.flatten(1, 2), keys, values, outputs.flatten(1, 2), length)
+        yield _Part(queries.flatten(1, 2), keys, values, outputs.flatten(1, 2), causal * length)
         return
     for head in range(shared):
         for start in range(0, length, _BLOCK):
             end = min(start + _BLOCK, length)
+            seen = end if causal else length
             yield _Part(
                 queries[:, head, start:end],
-                keys[:, :end],
-                values[:, :end],
+                keys[:, :seen],
+                values[:, :seen],
                 outputs[:, head, start:end],
-                end - start,
+                causal * (end - start),
             )
 
 
 def _probabilities(part: _Part) -> Tensor:
-    """The softmax of the causal scores."""
+    """The softmax of the scores, causal or not."""
     scores = torch.bmm(part.q, part.k.transpose(1, 2))
+    if not part.causal:
+        return torch.softmax(scores, -1)
     hidden = torch.full((part.causal, part.causal), float("-inf"), device=scores.device).triu_(1)
     last = scores[:, :, scores.shape[2] - part.causal :]
     last.unflatten(1, (-1, part.causal)).add_(hidden)

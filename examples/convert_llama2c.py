@@ -18,7 +18,7 @@ import torch
 from tokenizers import decoders, models, normalizers, processors
 
 from hone.core.errors import CheckpointError, HoneError
-from hone.models import ModelConfig, CausalLM, save_checkpoint
+from hone.models import CausalLM, ModelConfig, save_checkpoint
 from hone.text.tokenizer import Tokenizer
 
 _MAGIC = 0x616B3432  # "ak42": the newer, versioned formats begin with it

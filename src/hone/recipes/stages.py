@@ -29,7 +29,7 @@ from hone.text.prompts import text2sql_completion
 from hone.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from hone.models import ModelConfig
+    pass
 
 SAMPLE = "sample"
 SAMPLE_FILE = "shop.sqlite"

@@ -31,7 +31,6 @@ def ids_of(results):
     return [result.token_ids for result in results]
 
 
-@pytest.mark.smoke
 def test_greedy_output_is_that_of_transformers(lm, oracle, prompts):
     params = hone.SamplingParams(max_tokens=20)
     for prompt, result in zip(prompts, lm.generate(prompts, params), strict=True):

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 from hone.core.errors import RequestError
 from hone.engine.sampling import Sampler, SamplingParams, draw, penalise, restrict
 
-pytestmark = pytest.mark.smoke
 
-
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -41,6 +40,7 @@ def test_a_wrong_value_is_refused_with_its_name(field, value):
         SamplingParams(**{field: value})
 
 
+@pytest.mark.smoke
 def test_one_stop_string_is_a_list_of_one():
     assert SamplingParams(stop="ab").stops == ("ab",)
     assert SamplingParams(stop=["a", "b"]).stops == ("a", "b")
@@ -114,6 +114,7 @@ def _on_border(scores, border, k, p, min_p) -> bool:
     return bool(by_mass) or bool(by_share)
 
 
+@pytest.mark.smoke
 def test_rows_with_their_own_parameters_do_not_touch_one_another():
     logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(0)) * 3
     every = [
@@ -138,6 +139,7 @@ def test_rows_with_their_own_parameters_do_not_touch_one_another():
         assert [step[0] for step in sample([row])] == [step[row] for step in together]
 
 
+@pytest.mark.smoke
 def test_the_end_is_forbidden_before_min_tokens():
     logits = torch.zeros(2, 6)
     logits[:, 4] = 9.0
@@ -148,6 +150,7 @@ def test_the_end_is_forbidden_before_min_tokens():
     assert sampler(logits, 0)[1].item() == 4
 
 
+@pytest.mark.smoke
 def test_rows_that_stay_keep_their_random_numbers():
     logits = torch.randn(3, 40, generator=torch.Generator().manual_seed(4))
     params = [SamplingParams(temperature=1.0, seed=seed) for seed in (1, 2, 3)]
@@ -162,6 +165,7 @@ def test_rows_that_stay_keep_their_random_numbers():
         assert cut(logits[[0, 2]], step).equal(expected[step][[0, 2]])
 
 
+@pytest.mark.smoke
 def test_draws_follow_the_probabilities():
     probabilities = torch.tensor([0.5, 0.0, 0.3, 0.2])
     uniform = (torch.arange(10_000, dtype=torch.float64)[:, None] + 0.5) / 10_000
@@ -169,6 +173,7 @@ def test_draws_follow_the_probabilities():
     assert ids.bincount(minlength=4).tolist() == [5000, 0, 3000, 2000]
 
 
+@pytest.mark.smoke
 def test_a_cold_temperature_is_greedy_and_never_overflows():
     logits = torch.tensor([[1.0, 3.0, 2.0]])
     sampler = Sampler([SamplingParams(temperature=1e-30, seed=1)], [[0]], [()], [4], 3)

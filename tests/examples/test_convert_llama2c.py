@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hone.core.errors import CheckpointError
 from hone.engine.cache import RowCache
@@ -85,6 +84,8 @@ def stories(hone_data, tmp_path_factory):
 
 
 def test_the_story_word_for_word(stories):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     source, folder = stories
     story = (source / "STORY.txt").read_text().rstrip("\n")
     model, tokenizer = load_model(folder), Tokenizer.load(folder)
@@ -104,6 +105,8 @@ def test_the_story_word_for_word(stories):
 
 
 def test_the_real_tokenizer_gives_the_ids_of_llama2c(stories):
+    from transformers import AutoTokenizer
+
     source, folder = stories
     pieces = script.read_pieces(source / "tok512.bin", 512)
     ours, theirs = Tokenizer.load(folder), AutoTokenizer.from_pretrained(folder)

@@ -94,7 +94,6 @@ def agree(fast, slow, tolerance):
 LENGTHS = st.lists(st.integers(0, 20), min_size=1, max_size=5)
 
 
-@pytest.mark.smoke
 @settings(max_examples=25)
 @given(LENGTHS, st.integers(1, 5), st.integers(1, 4), st.booleans(), st.booleans())
 def test_selective_scan_is_its_recurrence_with_gradients(lengths, channels, tokens, skip, state):
@@ -108,7 +107,6 @@ def test_selective_scan_is_its_recurrence_with_gradients(lengths, channels, toke
     agree(fast, outcome(selective_scan_reference, arguments), 1e-12)
 
 
-@pytest.mark.smoke
 @settings(max_examples=25)
 @given(
     LENGTHS,

@@ -5,8 +5,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small_llama import make_model
-from transformers import LlamaConfig as TheirConfig
-from transformers import LlamaForCausalLM as TheirModel
 
 from hone.core.errors import CheckpointError
 from hone.models import load_config, load_model, save_checkpoint
@@ -54,6 +52,9 @@ def test_there_and_back(model, tmp_path):
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("shards", [False, True])
 def test_a_directory_saved_by_transformers(tmp_path, tied, shards):
+    from transformers import LlamaConfig as TheirConfig
+    from transformers import LlamaForCausalLM as TheirModel
+
     torch.manual_seed(0)
     theirs = TheirModel(
         TheirConfig(

@@ -1,6 +1,5 @@
 import pytest
 from small_llama import make_config, make_model
-from transformers import LlamaConfig as TheirConfig
 
 from hone.core.errors import CheckpointError
 from hone.models import Rotary, read_config, write_config
@@ -15,8 +14,9 @@ LLAMA3 = {
 }
 
 
-@pytest.mark.smoke
 def test_what_we_write_is_what_transformers_writes(tmp_path):
+    from transformers import LlamaConfig as TheirConfig
+
     config = make_config(eos_token_id=(2, 5), bos_token_id=1, pad_token_id=0)
     theirs = TheirConfig(**write_config(config)).to_dict()
     for key, value in write_config(config).items():

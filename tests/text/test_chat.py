@@ -8,8 +8,6 @@ from hone.core.errors import CheckpointError, RequestError
 from hone.text.chat import ChatTemplate
 from hone.text.tokenizer import Tokenizer
 
-pytestmark = pytest.mark.smoke
-
 CONVERSATION = [
     {"role": "system", "content": "짧게 답하세요."},
     {"role": "user", "content": '1 < 2 & "3"?\n 😀 '},
@@ -137,12 +135,14 @@ def test_reasoning_is_found_under_its_other_names(oracle):
     assert ChatTemplate(source).render(messages) == expected == "why/why;" * 3
 
 
+@pytest.mark.smoke
 def test_the_templates_own_refusal_is_passed_on():
     template = ChatTemplate("{{ raise_exception('Roles must alternate.') }}")
     with pytest.raises(RequestError, match=r"Roles must alternate\."):
         template.render(CONVERSATION)
 
 
+@pytest.mark.smoke
 def test_a_broken_template_names_its_line():
     with pytest.raises(CheckpointError, match="line 2"):
         ChatTemplate("{{ bos_token }}\n{% if %}")
@@ -184,6 +184,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("source", HOSTILE)
 def test_a_template_cannot_reach_python_or_change_the_messages(source):
     messages = [dict(message) for message in CONVERSATION]
@@ -196,6 +197,7 @@ def test_a_template_cannot_reach_python_or_change_the_messages(source):
     assert messages == CONVERSATION
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     "source",
     [
@@ -223,17 +225,20 @@ def test_a_template_that_never_ends_or_breaks_is_refused_at_once(source):
     assert time.perf_counter() - started < 5
 
 
+@pytest.mark.smoke
 def test_each_rendering_has_its_own_allowance(monkeypatch):
     monkeypatch.setattr("hone.text.chat._MOST_STEPS", 100)
     template = ChatTemplate("{% for i in range(90) %}{% endfor %}{{ 3 * 'ab' }}{{ 2 ** 10 }}")
     assert {template.render(CONVERSATION) for _ in range(3)} == {"ababab1024"}
 
 
+@pytest.mark.smoke
 def test_a_template_nested_without_end_is_refused():
     with pytest.raises(CheckpointError, match="nested too deeply"):
         ChatTemplate("{{ " + "(" * 5000 + ")" * 5000 + " }}")
 
 
+@pytest.mark.smoke
 def test_bos_is_what_the_template_writes_and_no_more():
     tokenizer = Tokenizer.train(["hello"], 300, "{{ bos_token }}{{ messages[0].content }}")
     rendered = ChatTemplate(tokenizer.chat_template, tokenizer.config).render(CONVERSATION[1:])
@@ -241,6 +246,7 @@ def test_bos_is_what_the_template_writes_and_no_more():
     assert tokenizer.encode(rendered, True) == tokenizer.encode(rendered)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("messages", "said"),
     [
@@ -258,6 +264,7 @@ def test_a_malformed_message_is_refused(messages, said):
         ChatTemplate("{% for m in messages %}{{ 'x' + m.content }}{% endfor %}").render(messages)
 
 
+@pytest.mark.smoke
 def test_json_is_written_without_escapes_and_today_is_known():
     found = ChatTemplate("{{ messages | tojson }}|{{ strftime_now('%Y') }}").render(CONVERSATION)
     text, year = found.split("|")

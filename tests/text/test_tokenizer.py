@@ -7,8 +7,6 @@ from hypothesis import strategies as st
 from hone.core.errors import CheckpointError, DataError
 from hone.text.tokenizer import BOS, EOS, PAD, Tokenizer
 
-pytestmark = pytest.mark.smoke
-
 TEXTS = [
     "서울에 사는 고객은 몇 명이야?",
     "How many customers live in Seoul?",
@@ -25,6 +23,7 @@ def test_any_text_comes_back_in_nfc(text):
     assert TOKENIZER.decode(TOKENIZER.encode(text)) == unicodedata.normalize("NFC", text)
 
 
+@pytest.mark.smoke
 def test_numbers_and_quoted_names_have_one_spelling():
     alone = TOKENIZER.encode("서울")
     assert TOKENIZER.encode("= '서울'")[-len(alone) - 1 : -1] == alone
@@ -32,6 +31,7 @@ def test_numbers_and_quoted_names_have_one_spelling():
     assert TOKENIZER.encode("12000") == [TOKENIZER.encode(digit)[0] for digit in "12000"]
 
 
+@pytest.mark.smoke
 def test_training_is_deterministic_and_files_round_trip(tmp_path):
     assert Tokenizer.train(TEXTS, 320).fingerprint() == TOKENIZER.fingerprint()
     TOKENIZER.save(tmp_path)
@@ -60,6 +60,7 @@ def test_equal_to_transformers(tmp_path, text):
     assert TOKENIZER.decode(ids) == oracle.decode(ids, skip_special_tokens=True)
 
 
+@pytest.mark.smoke
 def test_mistakes_are_sentences(tmp_path):
     with pytest.raises(DataError, match="at least 259"):
         Tokenizer.train(TEXTS, 100)

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 import hone
+from hone.core.errors import CheckpointError
 from hone.models import (
     Alibi,
     Buckets,
     CausalLM,
+    Classifier,
     Experts,
     Learned,
     ModelConfig,
@@ -91,3 +93,32 @@ def no_product_is_exact():
     rows = torch.randn(64, 48)
     layer = torch.nn.Linear(48, 80)
     return any(not layer(rows[:n]).equal(layer(rows)[:n]) for n in (16, 17, 31, 40))
+
+
+def test_a_row_that_is_done_does_not_stop_the_others(tokenizer, tmp_path):
+    config = ModelConfig(
+        tokenizer.vocab_size,
+        48,
+        80,
+        1,
+        6,
+        max_position_embeddings=40,
+        positions=Learned(),
+        model_type="hone",
+    )
+    model = CausalLM(config)
+    model.initialise(seed=3)
+    save_checkpoint(tmp_path / "m", model, tokenizer)
+    lm = hone.load(tmp_path / "m")
+    prompts = [[1] * 30, *([[2, 3, 4, 5]] * 6)]
+    results = lm.generate(prompts, hone.SamplingParams(max_tokens=None, ignore_eos=True))
+    assert [len(result.token_ids) for result in results] == [10, *([36] * 6)]
+
+
+def test_a_model_that_scores_no_tokens_does_not_write(tokenizer, tmp_path):
+    config = ModelConfig(tokenizer.vocab_size, 48, 80, 1, 6, tie_word_embeddings=False)
+    model = Classifier(config)
+    model.initialise(seed=0)
+    save_checkpoint(tmp_path / "m", model, tokenizer)
+    with pytest.raises(CheckpointError, match="without the layer that scores tokens"):
+        hone.load(tmp_path / "m")

@@ -72,3 +72,14 @@ def test_a_layer_that_took_the_place_of_a_linear_is_called():
     mixed = project(x, [modules[0], Doubled(modules[1])])
     torch.testing.assert_close(mixed[:, :3], plain[:, :3])
     torch.testing.assert_close(mixed[:, 3:], 2 * plain[:, 3:])
+
+
+@pytest.mark.parametrize("trained", [0, 1])
+def test_one_of_several_weights_may_be_frozen(trained):
+    modules = linears((3, 4))
+    modules[1 - trained].requires_grad_(False)
+    x = torch.randn(2, 10)
+    project(x, modules).sum().backward()
+    expected = x.sum(0).expand_as(modules[trained].weight)
+    torch.testing.assert_close(modules[trained].weight.grad, expected)
+    assert modules[1 - trained].weight.grad is None

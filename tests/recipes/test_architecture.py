@@ -38,6 +38,9 @@ CHOICES = [
     ({"window": 5, "window_every": 2, "block": "sandwich"}, "hone"),
     ({"qk_norm": True}, "qwen3"),
     ({"rope_fraction": 0.5, "block": "parallel", "activation": "relu"}, "hone"),
+    ({"mixer": "mamba", "tie": True}, "mamba"),
+    ({"mixer": "mamba2", "tie": False}, "mamba2"),
+    ({"mixer": "mamba2", "biases": True}, "mamba2"),
     ({"attention_softcap": 20.0, "logit_softcap": 10.0}, "hone"),
     ({"experts": 4}, "mixtral"),
     ({"experts": 4, "experts_per_token": 1, "window": 5, "activation": "gelu"}, "mixtral"),
@@ -130,3 +133,16 @@ def test_a_damaged_file_of_ones_own_is_one_sentence(tmp_path):
         file.write_text(json.dumps(good | change))
         with pytest.raises(CheckpointError, match=expected):
             load_model(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("choices", "expected"),
+    [
+        ({"mixer": "mamba", "experts": 4}, "experts means nothing with the mixer mamba"),
+        ({"positions": "alibi", "rope_theta": 5.0}, "rope_theta means nothing with the positions"),
+        ({"shared_expert": 8}, "shared_expert means nothing"),
+    ],
+)
+def test_choices_that_contradict_one_another_are_refused(choices, expected):
+    with pytest.raises(ValueError, match=expected):
+        settings(choices)

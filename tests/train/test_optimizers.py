@@ -139,3 +139,25 @@ def test_the_state_is_all_there_is(name, dtype):
         assert torch.equal(value, restored.state()[key]), key
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_what_is_no_products_weight_is_neither_orthogonalised_nor_decayed():
+    from hone.models import CausalLM, Experts, ModelConfig, StateSpace
+    from hone.train.optimizers import _hidden_matrices
+
+    mixture = CausalLM(ModelConfig(50, 16, 24, 1, 2, experts=Experts(4, 2, 24, shared_size=8)))
+    names = _hidden_matrices(mixture)
+    assert "model.layers.0.self_attn.q_proj.weight" in names
+    assert "model.layers.0.mlp.shared_expert.up_proj.weight" in names
+    assert not any(name.endswith(("gate.weight", "lm_head.weight")) for name in names)
+
+    mamba = CausalLM(
+        ModelConfig(50, 16, 32, 1, mixer="mamba", state_space=StateSpace(32, 4, rank=2))
+    )
+    mamba.initialise(seed=0)
+    before = mamba.model.layers[0].mixer.A_log.detach().clone()
+    config = TrainConfig(steps=9, optimizer="muon", weight_decay=0.5, learning_rate=0.1)
+    optimizer = Optimizer(mamba, config, torch.float32)
+    optimizer.clear_gradients()
+    optimizer.step(1.0, 0)
+    assert torch.equal(mamba.model.layers[0].mixer.A_log, before)

@@ -64,6 +64,10 @@ class RowCache:
         """The pass is over."""
         self._held = [held + new for held, new in zip(self._held, self._new, strict=True)]
 
+    def held(self, row: int) -> int:
+        """How many positions ``row`` holds."""
+        return self._held[row]
+
     @property
     def bounds(self) -> list[int]:
         """See :class:`hone.models.Context`."""

@@ -29,7 +29,8 @@ _MAX_ROWS = 64
 # Tokens of a batch: prompts together, and the cache at its fullest.
 _PROMPT_TOKENS = 16_384
 _CACHE_TOKENS = 131_072
-# A batch is made smaller when no more than this share of its rows still runs.
+# A batch is made smaller when no more than this share of its rows still runs, or when one that is
+# done would go on beyond the positions that the model knows.
 _COMPACT_BELOW = 0.8
 
 # What can generate.
@@ -273,7 +274,9 @@ def _run(
         left = [place for place, row in enumerate(running) if row is not None]
         if not left:
             return
-        if len(left) <= _COMPACT_BELOW * len(running):
+        context = model.config.max_position_embeddings
+        done = (cache.held(place) for place, row in enumerate(running) if row is None)
+        if len(left) <= _COMPACT_BELOW * len(running) or any(held >= context for held in done):
             keep_R = torch.tensor(left, device=device)
             cache.select_rows(left)
             sampler.select_rows(keep_R)

@@ -226,6 +226,11 @@ def load(
     tokenizer = Tokenizer.load(directory)
     check_vocabulary(config, tokenizer.vocab_size, directory)
     answers = config.encoder is not None
+    if config.head not in ("causal", "seq2seq", "masked") and not config.tie_word_embeddings:
+        raise CheckpointError(
+            f"{directory} holds a model with the head {config.head!r}, without the layer that scores "
+            "tokens, so it cannot write. Use it with hone.pipeline, or give it a model that writes."
+        )
     model = load_model(directory, dtype, device, head="seq2seq" if answers else "causal")
     assert isinstance(model, CausalLM | Seq2SeqLM)
     if exact is None:

@@ -88,10 +88,12 @@ def _visible(queries: int, keys: int, rule: AttentionRule, device: torch.device)
     if not causal and not _reaches(rule, keys):
         return None
     query_T1 = torch.arange(keys - queries, keys, device=device)[:, None]
-    distance_TS = query_T1 - torch.arange(keys, device=device)
-    visible_TS = distance_TS >= 0 if rule.causal else torch.ones_like(distance_TS).bool()
+    key_S = torch.arange(keys, device=device)
+    # The last key that each query sees, and with a window the first.
+    last_T1 = query_T1 if rule.causal else query_T1 + (rule.window or keys) - 1
+    visible_TS = key_S <= last_T1
     if rule.window is not None:
-        visible_TS &= distance_TS.abs() < rule.window
+        visible_TS &= key_S > query_T1 - rule.window
     return visible_TS[None, None]
 
 

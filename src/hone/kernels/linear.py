@@ -28,7 +28,8 @@ def project(x_NE: Tensor, modules: Sequence[nn.Module]) -> Tensor:
         return project_reference(x_NE, modules)
     bias = torch.cat([linear.bias for linear in linears]) if linears[0].bias is not None else None
     weights = [linear.weight for linear in linears]
-    if torch.is_grad_enabled() and (x_NE.requires_grad or weights[0].requires_grad):
+    wanted = x_NE.requires_grad or any(weight.requires_grad for weight in weights)
+    if torch.is_grad_enabled() and wanted:
         product: Tensor = _JointProduct.apply(x_NE, *weights)
         return product if bias is None else product + bias
     return functional.linear(x_NE, joined(weights), bias)

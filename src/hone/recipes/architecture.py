@@ -24,15 +24,10 @@ def model_config(model: ModelSettings, tokenizer: Tokenizer) -> ModelConfig:
         config = ModelConfig(
             vocab_size=tokenizer.vocab_size,
             hidden_size=model.hidden,
-            intermediate_size=model.ffn,
             num_hidden_layers=model.layers,
             max_position_embeddings=model.context,
             norm=model.norm,
             norm_bias=model.norm == "layer" and model.biases,
-            block=model.block,
-            activation=model.activation,
-            gated=model.gated,
-            mlp_bias=model.biases,
             logit_softcap=model.logit_softcap,
             tie_word_embeddings=model.tie,
             bos_token_id=tokenizer.bos_id,
@@ -55,6 +50,11 @@ def _attention(model: ModelSettings) -> dict[str, Any]:
             model.experts, model.experts_per_token, model.ffn, shared_size=model.shared_expert
         )
     return {
+        "intermediate_size": model.ffn,
+        "block": model.block,
+        "activation": model.activation,
+        "gated": model.gated,
+        "mlp_bias": model.biases,
         "num_attention_heads": model.heads,
         "num_key_value_heads": model.kv_heads,
         "head_dim": model.hidden // model.heads,
@@ -81,12 +81,12 @@ def _positions(model: ModelSettings) -> Positions:
 def _state_space(model: ModelSettings) -> dict[str, Any]:
     inner = _EXPANSION * model.hidden
     if model.mixer == "mamba":
-        space = StateSpace(inner, model.state, rank=-(-model.hidden // 16))
+        space = StateSpace(inner, model.state, rank=-(-model.hidden // 16), bias=model.biases)
     else:
         channels = min(_CHANNELS_PER_HEAD, inner)
         if inner % channels:
             raise CheckpointError(
                 f"hidden is {model.hidden}; Mamba-2 needs a multiple of {channels // 2}."
             )
-        space = StateSpace(inner, model.state, heads=inner // channels)
-    return {"mixer": model.mixer, "state_space": space}
+        space = StateSpace(inner, model.state, heads=inner // channels, bias=model.biases)
+    return {"mixer": model.mixer, "state_space": space, "intermediate_size": inner}

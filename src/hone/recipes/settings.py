@@ -105,12 +105,29 @@ class ModelSettings(Settings):
                 f"hidden ({self.hidden}) must be a multiple of twice the heads ({self.heads}), and "
                 f"heads a multiple of kv_heads ({self.kv_heads})"
             )
+        if self.mixer != "attention":
+            self._refuse(
+                f"the mixer {self.mixer}",
+                ("positions", "rope_scaling", "window", "qk_norm", "experts", "attention_softcap"),
+            )
+        if self.positions != "rotary":
+            self._refuse(
+                f"the positions {self.positions}", ("rope_theta", "rope_fraction", "rope_scaling")
+            )
+        if not self.experts:
+            self._refuse("a feed-forward part without experts", ("shared_expert",))
         if self.experts and self.experts_per_token > self.experts:
             raise ValueError(
                 f"experts_per_token ({self.experts_per_token}) must be at most experts "
                 f"({self.experts})"
             )
         return self
+
+    def _refuse(self, choice: str, keys: tuple[str, ...]) -> None:
+        """Refuse keys that would mean nothing beside ``choice``."""
+        for key in keys:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} means nothing with {choice}; leave it out")
 
 
 class TrainSettings(Settings):

@@ -14,6 +14,12 @@ from torch import Tensor, nn
 from hone.train.config import TrainConfig
 from hone.train.muon import Muon
 
+# Linear layers whose outputs are scores of classes: tokens, labels, experts.
+_CLASSES = ("lm_head", "score", "gate", "shared_expert_gate")
+# No weights of a product, though some have two dimensions: decay would change how fast a state
+# space forgets.
+_UNDECAYED = ("A_log", "D")
+
 
 class Optimizer:
     """Everything that a step changes.
@@ -51,8 +57,11 @@ class Optimizer:
         rest = {name: p for name, p in self.masters.items() if name not in matrices}
         self._adamw_names = list(rest)
         groups: list[dict[str, Any]] = [
-            {"params": [p for p in rest.values() if p.ndim >= 2]},
-            {"params": [p for p in rest.values() if p.ndim < 2], "weight_decay": 0.0},
+            {"params": [p for name, p in rest.items() if _decays(name, p)]},
+            {
+                "params": [p for name, p in rest.items() if not _decays(name, p)],
+                "weight_decay": 0.0,
+            },
         ]
         self._adamw = torch.optim.AdamW(
             groups,
@@ -164,11 +173,19 @@ class Optimizer:
         return [weight.grad for weight in self._weights if weight.grad is not None]
 
 
+def _decays(name: str, weight: Tensor) -> bool:
+    return weight.ndim >= 2 and name.rpartition(".")[2] not in _UNDECAYED
+
+
 def _hidden_matrices(model: nn.Module) -> set[str]:
-    """Names of the matrices between the embedding and the head: what Muon is for."""
+    """Names of the layers' weights between the embedding and the head: what Muon is for.
+
+    Neither a router, whose rows are classes as a head's are, nor what is no product's weight.
+    """
     outer = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    return {
-        name
-        for name, p in model.named_parameters()
-        if p.ndim == 2 and id(p) not in outer and not name.endswith("lm_head.weight")
+    layers = {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.rpartition(".")[2] not in _CLASSES
     }
+    return {name for name, p in model.named_parameters() if name in layers and id(p) not in outer}

@@ -228,8 +228,8 @@ def load(
     answers = config.encoder is not None
     if config.head not in ("causal", "seq2seq", "masked") and not config.tie_word_embeddings:
         raise CheckpointError(
-            f"{directory} holds a model with the head {config.head!r}, without the layer that scores "
-            "tokens, so it cannot write. Use it with hone.pipeline, or give it a model that writes."
+            f"{directory} holds a model with the head {config.head!r}, without the layer that "
+            "scores tokens, so it cannot write. Use it with hone.pipeline, or load one that writes."
         )
     model = load_model(directory, dtype, device, head="seq2seq" if answers else "causal")
     assert isinstance(model, CausalLM | Seq2SeqLM)

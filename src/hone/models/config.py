@@ -267,9 +267,9 @@ class ModelConfig:
     @property
     def extrapolates(self) -> bool:
         """Whether ``max_position_embeddings`` is only the length of training: a farther distance is
-        one among the farthest, or costs in proportion.
+        one among the farthest, or costs in proportion; or a recurrence has no longest text.
         """
-        return isinstance(self.positions, Alibi | Buckets)
+        return self.mixer != "attention" or isinstance(self.positions, Alibi | Buckets)
 
     def is_sliding(self, layer: int) -> bool:
         """Whether ``layer`` sees no further than the sliding window."""

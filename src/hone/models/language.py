@@ -16,6 +16,7 @@ from hone.kernels import (
     projected_cross_entropy,
     router_z_loss,
 )
+from hone.models.blocks import rows
 from hone.models.config import ModelConfig
 from hone.models.context import Context, Packed
 from hone.models.model import Model, Output
@@ -150,9 +151,8 @@ class CausalLM(LanguageModel):
         Returns:
             ``.logits`` ``[B, T or logits_to_keep, V]`` in the model's dtype, zero at padding.
         """
-        if attention_mask is not None:
-            attention_mask = attention_mask[:, -input_ids.shape[1] :]
-        padding = Padding(input_ids, attention_mask)
+        attention_mask = _of_new(input_ids, attention_mask)
+        padding = Padding(input_ids, attention_mask, continues=cache is not None)
         if cache is None:
             context: Context = (packed := Packed.of(padding.lengths, device=input_ids.device))
             positions_N = packed.positions_N()
@@ -161,18 +161,15 @@ class CausalLM(LanguageModel):
             context, positions_N = cache, cache.positions().to(input_ids.device)
         keep = padding.last_columns(logits_to_keep) if logits_to_keep else None
         hidden: list[Tensor] | None = [] if output_hidden_states else None
+        early = keep if hidden is None else None  # hidden states are those of all columns
         hidden_NE = self.decoder(
-            padding.pack(input_ids), positions_N, context, keep, hidden_states=hidden
+            padding.pack(input_ids), positions_N, context, early, hidden_states=hidden
         )
         if cache is not None:
             cache.advance()
-        logits_NV = self.logits(hidden_NE)
-        if keep is not None:
-            if attention_mask is not None:
-                attention_mask = attention_mask[:, -logits_to_keep:]
-            padding = Padding(input_ids[:, -logits_to_keep:], attention_mask)
+        logits_NV = self.logits(rows(hidden_NE, keep if early is None else None))
         every = None if hidden is None else tuple(padding.unpack(x_NE) for x_NE in hidden)
-        return Output(padding.unpack(logits_NV), every)
+        return Output(padding.unpack_last(logits_NV, keep, logits_to_keep), every)
 
 
 class MaskedLM(LanguageModel):
@@ -254,9 +251,8 @@ class Seq2SeqLM(LanguageModel):
         """
         if decoder_input_ids is None:
             raise RequestError("An encoder-decoder model needs decoder_input_ids to score.")
-        if decoder_attention_mask is not None:
-            decoder_attention_mask = decoder_attention_mask[:, -decoder_input_ids.shape[1] :]
-        padding = Padding(decoder_input_ids, decoder_attention_mask)
+        decoder_attention_mask = _of_new(decoder_input_ids, decoder_attention_mask)
+        padding = Padding(decoder_input_ids, decoder_attention_mask, continues=cache is not None)
         source_ME, source_lengths = None, None
         encoded: list[Tensor] | None = [] if output_hidden_states else None
         if input_ids is not None:
@@ -274,21 +270,25 @@ class Seq2SeqLM(LanguageModel):
             context, positions_N = cache, cache.positions().to(decoder_input_ids.device)
         keep = padding.last_columns(logits_to_keep) if logits_to_keep else None
         hidden: list[Tensor] | None = [] if output_hidden_states else None
+        early = keep if hidden is None else None  # hidden states are those of all columns
         hidden_NE = self.decoder(
             padding.pack(decoder_input_ids),
             positions_N,
             context,
-            keep,
+            early,
             source_ME=source_ME,
             hidden_states=hidden,
         )
         if cache is not None:
             cache.advance()
-        logits_NV = self.logits(hidden_NE)
-        if keep is not None:
-            if decoder_attention_mask is not None:
-                decoder_attention_mask = decoder_attention_mask[:, -logits_to_keep:]
-            padding = Padding(decoder_input_ids[:, -logits_to_keep:], decoder_attention_mask)
+        logits_NV = self.logits(rows(hidden_NE, keep if early is None else None))
         every = None if hidden is None else tuple(padding.unpack(x_NE) for x_NE in hidden)
         every_source = tuple(source.unpack(x_ME) for x_ME in encoded) if encoded else None
-        return Output(padding.unpack(logits_NV), every, every_source)
+        return Output(padding.unpack_last(logits_NV, keep, logits_to_keep), every, every_source)
+
+
+def _of_new(ids_BT: Tensor, mask_BS: Tensor | None) -> Tensor | None:
+    """The columns of an attention mask that belong to the new tokens."""
+    if mask_BS is None:
+        return None
+    return mask_BS[:, max(0, mask_BS.shape[1] - ids_BT.shape[-1]) :]

@@ -6,8 +6,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_llama import make_model
 
-from hone.core.errors import CheckpointError
-from hone.models import load_config, load_model, save_checkpoint
+from hone.core.errors import CapacityError, CheckpointError, RequestError
+from hone.models import find_family, load_config, load_model, save_checkpoint
+from hone.models.weights import file_tensors
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +95,33 @@ def test_dtype_on_request(folder, dtype):
     assert {p.dtype for p in model.parameters()} == {model.dtype}
     assert str(model.dtype).endswith(str(dtype).removeprefix("torch."))
     assert load_model(folder).dtype == torch.float32
-    with pytest.raises(CheckpointError, match="dtype 'half' is unknown"):
-        load_model(folder, dtype="half")
+    for unknown in ("half", torch.int8):
+        with pytest.raises(CheckpointError, match="dtype '(half|int8)' is unknown"):
+            load_model(folder, dtype=unknown)
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:99", "xpu"])
+def test_a_device_that_is_not_there_is_no_lack_of_memory(folder, device):
+    with pytest.raises(RequestError, match=f"device '{device}'") as error:
+        load_model(folder, device=device)
+    assert "\n" not in str(error.value)
+
+
+def test_a_lack_of_memory_is_named(folder, monkeypatch):
+    def full(*args, **kwargs):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
+
+    monkeypatch.setattr(torch.nn.Module, "to_empty", full)
+    with pytest.raises(CapacityError, match="no memory on cpu for the weights of"):
+        load_model(folder)
+
+
+def test_saving_takes_no_second_copy_of_the_weights(folder):
+    model = load_model(folder)  # its queries, keys and values lie behind one another
+    found = file_tensors(find_family("llama"), model.config, model)
+    mine = {tensor.data_ptr() for tensor in model.parameters()}
+    assert len(found) == len(list(model.parameters()))
+    assert {tensor.data_ptr() for tensor in found.values()} == mine
 
 
 def test_what_was_there_before_is_replaced_whole(folder, tmp_path):
@@ -183,6 +209,12 @@ NORM = "model.norm.weight"
         (
             lambda f: edit_weights(f, lambda t: t.update({NORM: torch.ones(40).to(torch.int8)})),
             f"'{NORM}' is int8",
+        ),
+        (
+            lambda f: edit_weights(
+                f, lambda t: t.update({NORM: torch.ones(40).to(torch.float8_e4m3fn)})
+            ),
+            f"'{NORM}' is float8_e4m3fn",
         ),
     ],
 )

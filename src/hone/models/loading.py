@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hone.core.errors import CapacityError, CheckpointError, DataError
+from hone.core.errors import CapacityError, CheckpointError, DataError, RequestError
 from hone.core.files import read_json
 from hone.models.checkpoint import WEIGHTS, dtype_name, load_config
 from hone.models.config import HEADS, Head, ModelConfig
@@ -32,6 +32,9 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+# What weights may be in files; shorter floats come with scales that only their own methods know.
+_FLOATS = (*_DTYPES.values(), torch.float64)
+_FULL = r"allocate memory|(out of|not enough) memory"
 # The weights of heads; all others belong to the body.
 _HEAD_PARTS = ("lm_head", "score", "transform")
 
@@ -69,9 +72,11 @@ def load_model(
     Raises:
         CheckpointError: a missing, truncated or foreign file, or weights that do not fit
             ``config.json``; the message names the file and the weight.
+        RequestError: ``device`` is not one, or not one of this machine.
         CapacityError: there is no memory for the weights.
     """
     path = Path(directory)
+    device = _device(device)
     config = load_config(path, head)
     stored: Head | None = config.head
     if head is not None and not config.extra.get("architectures"):
@@ -99,12 +104,7 @@ def load_model(
     if model.head != stored or model.head == "embedding":  # a file of a body may hold a head too
         spare = _other_heads(model)
     model.to(wanted)
-    try:
-        model.to_empty(device=device)
-    except RuntimeError as error:  # torch.OutOfMemoryError is one too
-        raise CapacityError(
-            f"There is no memory on {device} for the weights of {path} in {dtype_name(wanted)}."
-        ) from error
+    _allocate(model, device, f"the weights of {path} in {dtype_name(wanted)}")
     model.tie_weights()
     model.adjoin_weights(values=False)
     filler = _Filler(model, expected, spare, stand_ins, path)
@@ -126,11 +126,34 @@ def _make_empty(config: ModelConfig, head: Head | None, path: Path) -> Model:
 
 
 def _dtype(name: str | torch.dtype) -> torch.dtype:
-    if isinstance(name, torch.dtype):
-        return name
-    if name not in _DTYPES:
-        raise CheckpointError(f"dtype {name!r} is unknown; choose auto, {', '.join(_DTYPES)}.")
-    return _DTYPES[name]
+    dtype = name if isinstance(name, torch.dtype) else _DTYPES.get(name)
+    if dtype not in _FLOATS:
+        shown = dtype_name(name) if isinstance(name, torch.dtype) else name
+        raise CheckpointError(f"dtype {shown!r} is unknown; choose auto, {', '.join(_DTYPES)}.")
+    return dtype
+
+
+def _device(name: torch.device | str) -> torch.device:
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise RequestError(f"The device {name!r} is unknown; choose e.g. cpu or cuda.") from error
+
+
+def _allocate(model: Model, device: torch.device, what: str) -> None:
+    """Give a model on the meta device memory."""
+    try:
+        # Says that the device is not there before anything large is asked for.
+        torch.empty(1, device=device)
+        model.to_empty(device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        # The allocator of the CPU has no error class of its own.
+        if isinstance(error, torch.OutOfMemoryError) or re.search(_FULL, reason):
+            raise CapacityError(f"There is no memory on {device} for {what}.") from error
+        raise RequestError(
+            f"The device '{device}' cannot be used ({reason}); choose another, e.g. cpu."
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,12 +253,14 @@ class _Filler:
                 f"{file}: the weight {name!r} has the shape {list(tensor.shape)}; "
                 f"config.json asks for {list(expected.shape)}."
             )
-        if tensor.is_floating_point() != expected.is_float:
+        # A number is rounded when it is copied to another float, but wraps in another integer.
+        fits = tensor.dtype in _FLOATS if expected.is_float else tensor.dtype == expected.dtype
+        if not fits:
             raise CheckpointError(
                 f"{file}: the weight {name!r} is {dtype_name(tensor.dtype)}; config.json "
                 f"asks for {dtype_name(expected.dtype)}."
             )
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.sum())):
+        if expected.is_float and not bool(torch.isfinite(tensor.sum())):
             self._check_finite(tensor, name, file)
         with torch.no_grad():
             expected.place.write(tensor, self._tensors, self._model.config)

@@ -125,13 +125,16 @@ def _places_of(
 
 
 def file_tensors(family: Family, config: ModelConfig, model: Model) -> dict[str, Tensor]:
-    """All tensors of ``model`` as a file holds them, each in memory of its own."""
+    """All tensors of ``model`` as a file holds them, contiguous.
+
+    Those that lie in the model as in the file share its memory; joined and turned ones are new.
+    """
     tensors = own_tensors(model)
     found = {
-        name: place.read(tensors, config).clone(memory_format=torch.contiguous_format)
+        name: place.read(tensors, config).contiguous()
         for name, place in places(family, config, tensors).items()
     }
     return found | {
-        in_file(family, config, name): tensor.to(model.dtype, copy=True)
+        in_file(family, config, name): tensor.to(model.dtype)
         for name, tensor in model.carried.items()
     }

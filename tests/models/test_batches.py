@@ -71,7 +71,7 @@ def test_rows_without_a_token_are_refused_in_one_sentence(name):
         forward(ids, torch.tensor([[0, 1], [0, 0]]))
     with pytest.raises(RequestError, match=r"^Row 1 of the batch holds no token\.$"):
         forward(torch.zeros(2, 0, dtype=torch.int64))
-    with pytest.raises(RequestError, match="^The batch holds no row"):
+    with pytest.raises(RequestError, match="The batch holds no row"):
         forward(torch.zeros(0, 4, dtype=torch.int64))
     with pytest.raises(RequestError, match="expected rows of ids"):
         forward(torch.tensor([3, 4]))

@@ -50,6 +50,9 @@ class TestT5(Seq2SeqInterop):
         "original": {},
         "unscaled": {"tie_word_embeddings": False, "feed_forward_proj": "gated-gelu"},
         "uneven": {"num_decoder_layers": 2, "feed_forward_proj": "gelu", "d_kv": 8},
+        "named": {"feed_forward_proj": "gated-gelu", "dense_act_fn": "silu"},
+        "exact": {"feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu"},
+        "denied": {"dense_act_fn": "tanh", "is_gated_act": True},
     }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from hone.models.config import Activation, ModelConfig
 from hone.models.family import Family
 from hone.models.fields import common_fields, field_of, written_common
-from hone.models.keys import Keys, written_activation
+from hone.models.keys import Keys, activation_name
 from hone.models.positions import Buckets
 from hone.models.rules import Rule
 
@@ -77,20 +77,35 @@ def _feed_forward(keys: Keys) -> tuple[Activation, bool]:
     gate, _, activation = name.rpartition("-")
     if gate not in ("", "gated"):
         raise keys.wrong("feed_forward_proj", name, "an activation, alone or after 'gated-'")
+    # What transformers derives of that name it writes too; in a file its own keys count for more.
+    gated = keys.flag("is_gated_act", bool(gate))
+    if keys.get("dense_act_fn", None) is not None:
+        return keys.activation("dense_act_fn", "relu"), gated
     if name == _GATED_GELU:
-        return "gelu_tanh", True
+        return "gelu_tanh", gated
     only = Keys({"feed_forward_proj": activation}, keys.where)
-    return only.activation("feed_forward_proj", "relu"), bool(gate)
+    return only.activation("feed_forward_proj", "relu"), gated
+
+
+def _written_feed_forward(config: ModelConfig) -> dict[str, Any]:
+    """The keys of :func:`_feed_forward`; those that were read where they mean the same."""
+    names = ("feed_forward_proj", "dense_act_fn", "is_gated_act")
+    found = {name: config.extra[name] for name in names if config.extra.get(name) is not None}
+    same = (config.activation, config.gated)
+    if "feed_forward_proj" in found and _feed_forward(Keys(found, "config.json")) == same:
+        return found
+    activation = activation_name(config.activation, "gelu_new")
+    if not config.gated:
+        name = activation
+    else:
+        name = _GATED_GELU if config.activation == "gelu_tanh" else f"gated-{activation}"
+    return {"feed_forward_proj": name, "dense_act_fn": activation, "is_gated_act": config.gated}
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
     """``T5Config``."""
     encoder = field_of(config, "encoder", ModelConfig)
     positions = field_of(config, "positions", Buckets)
-    activation = written_activation(config, "gelu_new")
-    if config.gated:
-        approximate = config.activation == "gelu_tanh"
-        activation = _GATED_GELU if approximate else f"gated-{activation}"
     return written_common(config) | {
         "d_model": config.hidden_size,
         "d_kv": config.head_dim,
@@ -101,11 +116,11 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "n_positions": config.max_position_embeddings,
         "relative_attention_num_buckets": positions.count,
         "relative_attention_max_distance": positions.max_distance,
-        "feed_forward_proj": activation,
         "layer_norm_epsilon": config.norm_eps,
         "tie_word_embeddings": config.tie_word_embeddings,
         "scale_decoder_outputs": config.logit_scale != 1.0,
         "is_encoder_decoder": True,
+        **_written_feed_forward(config),
     }
 
 

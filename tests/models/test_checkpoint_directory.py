@@ -96,7 +96,7 @@ def test_dtype_on_request(folder, dtype):
     assert str(model.dtype).endswith(str(dtype).removeprefix("torch."))
     assert load_model(folder).dtype == torch.float32
     for unknown in ("half", torch.int8):
-        with pytest.raises(CheckpointError, match="dtype '(half|int8)' is unknown"):
+        with pytest.raises(CheckpointError, match=r"dtype '(half|int8)' is unknown"):
             load_model(folder, dtype=unknown)
 
 
@@ -188,6 +188,10 @@ NORM = "model.norm.weight"
         (
             lambda f: set_key(f, quantization_config={"quant_method": "hqq"}),
             "quant_method is 'hqq'",
+        ),
+        (
+            lambda f: set_key(f, quantization_config="int8"),
+            "quantization_config is 'int8'; expected an object",
         ),
         (
             lambda f: set_key(f, vocab_size=99),

@@ -6,14 +6,14 @@ peak is its own size, in the dtype that is asked for, and one tensor.
 
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from hone.core.errors import CapacityError, CheckpointError, DataError, RequestError
 from hone.core.files import read_json
@@ -23,7 +23,7 @@ from hone.models.families import find_family
 from hone.models.heads import fits, make_model
 from hone.models.model import Model
 from hone.models.ties import check_ties, read_error
-from hone.models.weights import Place, aliases, known_name, own_tensors, places
+from hone.models.weights import Place, aliases, known_name, layer_places, own_tensors, places
 
 INDEX = "model.safetensors.index.json"
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "consolidated.*")
@@ -39,15 +39,16 @@ _FULL = r"allocate memory|(out of|not enough) memory"
 _HEAD_PARTS = ("lm_head", "score", "transform")
 
 # Changes the modules of a model on the meta device into those that the files of the method fill.
-Replace = Callable[[Model, dict[str, Any]], None]
+Replace = Callable[[Model, dict[str, Any], Collection[str]], None]
 _quantizations: dict[str, Replace] = {}
 
 
 def register_quantization(method: str, replace: Replace) -> None:
     """Teach :func:`load_model` a ``quantization_config.quant_method``.
 
-    ``replace(model, quantization_config)`` swaps layers of a model whose weights are on the meta
-    device for ones whose ``state_dict`` has the names, shapes and dtypes of the files.
+    ``replace(model, quantization_config, kept)`` swaps layers of a model whose weights are on the
+    meta device for ones whose ``state_dict`` has the names, shapes and dtypes of the files; the
+    layers named in ``kept`` stay.
     """
     _quantizations[method] = replace
 
@@ -90,7 +91,7 @@ def load_model(
         )
     wanted = _dtype(config.dtype if dtype == "auto" else dtype)
     files = _weight_files(path)
-    model = _make_empty(config, head, path)
+    model = _make_empty(config, head, path, files, relabelled)
     apart, stand_ins = check_ties(model, files)
     if apart:
         warnings.warn(
@@ -98,11 +99,14 @@ def load_model(
             "different weights for the two; they are used as they are.",
             stacklevel=2,
         )
-        model = _make_empty(replace(config, tie_word_embeddings=False), head, path)
+        untied = replace(config, tie_word_embeddings=False)
+        model = _make_empty(untied, head, path, files, relabelled)
     expected = _expected(model)
     spare: set[str] = set()
     if model.head != stored or model.head == "embedding":  # a file of a body may hold a head too
-        spare = _other_heads(model)
+        spare = _other_heads(model, path, files)
+    if relabelled:
+        spare |= _expected(_make_empty(config, head, path, files)).keys()
     model.to(wanted)
     _allocate(model, device, f"the weights of {path} in {dtype_name(wanted)}")
     model.tie_weights()
@@ -116,13 +120,39 @@ def load_model(
     return model.eval()
 
 
-def _make_empty(config: ModelConfig, head: Head | None, path: Path) -> Model:
-    """A model without memory."""
+def _make_empty(
+    config: ModelConfig, head: Head | None, path: Path, files: Sequence[Path], renewed: bool = False
+) -> Model:
+    """A model without memory, of the layers that ``files`` fill.
+
+    Args:
+        renewed: the layer that scores classes is new.
+    """
     with torch.device("meta"):
         model = make_model(config, head, _dtype(config.dtype))
         if config.quantization_config is not None:
-            _replace_layers(model, config.quantization_config, path)
+            kept = _float_layers(model, files) | ({"score"} if renewed else set())
+            _replace_layers(model, config.quantization_config, path, kept)
     return model
+
+
+def _float_layers(model: Model, files: Sequence[Path]) -> set[str]:
+    """Layers of the head that no file holds as integers, such as those that are yet to be made."""
+    family = find_family(model.config.model_type)
+    layers = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    kept = {name for name in layers if name.partition(".")[0] in _HEAD_PARTS}
+    found = layer_places(family, model, sorted(kept))
+    ours = {f"{name}.weight": place.ours for name, place in found.items()}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as handle:
+                for name in handle.keys():  # noqa: SIM118 (a handle is not iterable)
+                    known = known_name(family, name, ours)
+                    if known is not None and handle.get_slice(name).get_dtype() == "I8":
+                        kept -= {own.removesuffix(".weight") for own in ours[known]}
+        except (SafetensorError, OSError) as error:
+            raise read_error(file, error) from error
+    return kept
 
 
 def _dtype(name: str | torch.dtype) -> torch.dtype:
@@ -178,13 +208,12 @@ def _expected(model: Model) -> dict[str, _Expected]:
     return found
 
 
-def _other_heads(model: Model) -> set[str]:
+def _other_heads(model: Model, path: Path, files: Sequence[Path]) -> set[str]:
     """Names of the weights of the heads that may be in the files, when another is asked for."""
     family, names = find_family(model.config.model_type), set[str]()
     for head in HEADS:
         if head != model.head and fits(model.config, head):
-            with torch.device("meta"):
-                other = make_model(model.config, head)
+            other = _make_empty(model.config, head, path, files)
             names |= {*_expected(other), *aliases(family, other)}
     return names
 
@@ -227,7 +256,9 @@ class _Filler:
                     if known in self._new:
                         continue
                     if known in self._carried:
-                        self._model.carried[known] = handle.get_tensor(name)
+                        tensor = handle.get_tensor(name)
+                        if tensor.dtype in _FLOATS:  # codes mean nothing without their scale
+                            self._model.carried[known] = tensor
                     elif known is not None:
                         self._copy(handle.get_tensor(name), name, known, file)
                     elif not self._may_be_left(name):
@@ -289,15 +320,23 @@ class _Filler:
             )
 
 
-def _replace_layers(model: Model, settings: dict[str, Any], path: Path) -> None:
+def _replace_layers(model: Model, settings: Any, path: Path, kept: Collection[str]) -> None:
+    file = path / "config.json"
+    if not isinstance(settings, dict):
+        raise CheckpointError(
+            f"{file}: quantization_config is {settings!r}; expected an object with a quant_method."
+        )
     method = settings.get("quant_method")
     replace = _quantizations.get(str(method))
     if replace is None:
         known = ", ".join(sorted(_quantizations)) or "none"
         raise CheckpointError(
-            f"{path / 'config.json'}: quant_method is {method!r}; methods that are read: {known}."
+            f"{file}: quant_method is {method!r}; methods that are read: {known}."
         )
-    replace(model, settings)
+    try:
+        replace(model, settings, kept)
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error}") from error
 
 
 def _weight_files(path: Path) -> list[Path]:

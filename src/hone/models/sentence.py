@@ -4,6 +4,7 @@
 states are taken.
 """
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,17 @@ def write_sentence_files(directory: Path, config: ModelConfig) -> None:
         | {flag: _POOLINGS.get(mode) == pooling for flag, mode in _FLAGS.items()}
         | {"include_prompt": True},
     )
+
+
+def copy_sentence_files(source: Path, target: Path) -> None:
+    """Copy what :func:`read_sentence_files` reads of ``source``, with the folders that it names."""
+    if not (source / MODULES).exists():
+        return
+    shutil.copyfile(source / MODULES, target / MODULES)
+    for module in _read(source / MODULES, list):
+        folder = str(module.get("path", "")) if isinstance(module, dict) else ""
+        if folder and Path(folder).name == folder and (source / folder).is_dir():
+            shutil.copytree(source / folder, target / folder)
 
 
 def _pooling(file: Path) -> Pooling:

@@ -10,8 +10,9 @@ from hone.models.config import ModelConfig
 from hone.models.families import find_family
 from hone.models.heads import make_model
 from hone.models.positions import Rotary
+from hone.models.weights import lies_turned, quantized_layers
 
-BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+BYTES = {"float32": 4, "bfloat16": 2}
 # Which part of a model a weight belongs to, by its name; the first that matches counts.
 _PARTS = {
     "normalisation": r"norm(\.|\d)|norm$|\.norm\.",
@@ -32,8 +33,8 @@ class ModelSummary:
         shape: names and values for people, in order.
         parameters: weights per part; tied ones count once, as embedding.
         active: weights that a token uses; fewer than all where there are experts.
-        weight_bytes: of all weights per dtype; int8 keeps the embedding, norms and biases in
-            bfloat16, and one scale per output.
+        weight_bytes: of all weights per dtype; int8, where files can hold it, is the linear layers
+            with one scale per output, and the rest in bfloat16.
         cache_bytes: that one more token of context takes, per dtype.
         state_bytes: of a sequence's state of constant size, in float32.
         features: what the architecture uses.
@@ -74,17 +75,20 @@ def summarise(config: ModelConfig) -> ModelSummary:
     with torch.device("meta"):
         model = make_model(config)
     parameters = dict.fromkeys((*_PARTS, _HEAD), 0)
-    linear = 0
     unused = 0
     for name, weight in model.named_parameters():
         part = _part(name)
         parameters[part] += weight.numel()
-        if weight.ndim == 2 and part in ("attention", "feed-forward", "state space"):
-            linear += weight.numel() - 2 * weight.shape[0]  # a scale of two bytes per output
         if config.experts is not None and weight.ndim == 3 and part == "experts":
             idle = config.experts.count - config.experts.per_token
             unused += weight.numel() // config.experts.count * idle
     total = sum(parameters.values())
+    weight_bytes = {"float32": 4 * total, "bfloat16": 2 * total}
+    if not lies_turned(family, model):
+        layers = quantized_layers(model).values()
+        # A scale of two bytes per output.
+        spared = sum(layer.weight.numel() - 2 * layer.out_features for layer in layers)
+        weight_bytes["int8"] = 2 * total - spared
     numbers = _cached_numbers(config)
     return ModelSummary(
         model_type=config.model_type,
@@ -92,8 +96,8 @@ def summarise(config: ModelConfig) -> ModelSummary:
         shape=_shape(config),
         parameters={part: count for part, count in parameters.items() if count},
         active=total - unused,
-        weight_bytes={"float32": 4 * total, "bfloat16": 2 * total, "int8": 2 * total - linear},
-        cache_bytes={name: size * numbers for name, size in BYTES.items() if name != "int8"},
+        weight_bytes=weight_bytes,
+        cache_bytes={name: size * numbers for name, size in BYTES.items()},
         state_bytes=4 * _state_numbers(config),
         features=features(config),
     )

@@ -6,16 +6,19 @@ should hold is known before it is opened.
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
+from hone.models.blocks import ExpertLayer
 from hone.models.config import ModelConfig
 from hone.models.family import Family
 from hone.models.model import Model
 from hone.models.rules import EachExpert, Rule, fill, match
+
+# The last layers of heads.
+_OUTPUTS = ("lm_head", "score")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,3 +141,35 @@ def file_tensors(family: Family, config: ModelConfig, model: Model) -> dict[str,
         in_file(family, config, name): tensor.to(model.dtype)
         for name, tensor in model.carried.items()
     }
+
+
+def quantized_layers(model: Model) -> dict[str, nn.Linear]:
+    """The layers of ``model`` whose weights a quantized file holds as integers, by name.
+
+    Small ones whose errors cost most stay as they are: the last layer of a head, what chooses and
+    weighs experts, and Mamba's projection to time steps. Experts are no linear layers here.
+    """
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if type(layer) is nn.Linear
+        and name not in _OUTPUTS
+        and not isinstance(model.get_submodule(name.rpartition(".")[0]), ExpertLayer)
+    }
+
+
+def layer_places(family: Family, model: Model, names: Iterable[str]) -> dict[str, Place]:
+    """Where files hold the weights of the layers ``names``, by the layers' names there."""
+    weights = {f"{name}.weight": model.get_parameter(f"{name}.weight") for name in names}
+    found = places(family, model.config, weights)
+    return {name.removesuffix(".weight"): place for name, place in found.items()}
+
+
+def lies_turned(family: Family, model: Model) -> bool:
+    """Whether files hold weights as inputs by outputs, unlike a linear layer (GPT-2)."""
+    layers = quantized_layers(model)
+    shapes = {f"{name}.weight": layer.weight.detach().to("meta") for name, layer in layers.items()}
+    return any(
+        place.read(shapes, model.config).shape[1] != shapes[place.ours[0]].shape[1]
+        for place in layer_places(family, model, layers).values()
+    )

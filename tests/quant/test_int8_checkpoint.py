@@ -111,18 +111,39 @@ def test_a_model_is_not_overwritten_by_its_own_quantization(checkpoint):
         (("config_groups", "group_0", "input_activations"), {"num_bits": 8}, "input_activations"),
         (("config_groups",), {}, "targets"),
         (("quant_method",), "gptq", "gptq"),
+        (("config_groups",), {"a": []}, "targets"),
+        (("config_groups", "group_0", "weights"), [8], "num_bits"),
+        (("ignore",), ["re:("], "'re:\\(', no regular expression"),
+        (("ignore",), [3], r"ignore is \[3\]; expected a list of names"),
+        (("ignore",), 3, "ignore is 3; expected"),
+        (("ignore",), "lm_head", "ignore is 'lm_head'; expected"),
+        ((), "int8", "quantization_config is 'int8'"),
     ],
 )
 def test_another_format_is_refused_by_name(int8, tmp_path, path, value, message):
     folder = tmp_path / "model"
     shutil.copytree(int8, folder)
     config = json.loads((folder / "config.json").read_text())
-    place = config["quantization_config"]
+    place, path = config, ("quantization_config", *path)
     for key in path[:-1]:
         place = place[key]
     place[path[-1]] = value
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_model(folder)
+    assert str(error.value).startswith(str(folder / "config.json"))
+    assert "\n" not in str(error.value)
+
+
+def test_codes_of_another_integer_are_refused(int8, tmp_path):
+    from safetensors.torch import save_file
+
+    folder = shutil.copytree(int8, tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.down_proj.weight"
+    tensors[name] = tensors[name].int() + 256  # would wrap
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"{name}' is int32; config.json asks for int8"):
         load_model(folder)
 
 

@@ -142,6 +142,8 @@ def _float_layers(model: Model) -> list[str]:
     quantized = quantized_layers(model)
     kept = [name for name, _ in _linears(model) if name not in quantized]
     names = set(layer_places(family, model, kept))
+    # Whatever its name in the files (GPT-NeoX: embed_out), others build it under this one.
+    names |= {name for name in kept if name == "lm_head"}
     for name, tensor in model.carried.items():
         if name.endswith(".weight") and tensor.ndim == 2:
             names.add(in_file(family, config, name).removesuffix(".weight"))

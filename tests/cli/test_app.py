@@ -79,3 +79,10 @@ def test_ask_prints_sql_and_fails_when_the_query_does(tmp_path):
     assert answer["question"] == question
     assert answer["error"]
     assert database.read_bytes() == before
+
+
+def test_quantize_replaces_no_file(tmp_path):
+    (tmp_path / "notes.txt").write_text("keep")
+    done = hone("quantize", tmp_path / "model", "--out", tmp_path / "notes.txt")
+    assert done.returncode != 0
+    assert (tmp_path / "notes.txt").read_text() == "keep"

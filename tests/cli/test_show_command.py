@@ -57,3 +57,20 @@ def test_what_cannot_be_read_is_one_sentence(folder, tmp_path):
     shutil.rmtree(folder)
     result = CliRunner().invoke(app, ["show", str(folder)])
     assert isinstance(result.exception, CheckpointError)
+
+
+def test_a_model_of_any_size_is_shown_without_its_memory_or_torchs_compiler(folder):
+    import subprocess
+    import sys
+
+    values = json.loads((folder / "config.json").read_text())
+    values |= {"hidden_size": 8192, "num_hidden_layers": 80, "num_attention_heads": 64}
+    (folder / "config.json").write_text(json.dumps(values | {"head_dim": 128}))
+    code = (
+        "import sys; from hone.models import load_config; from hone.models.summary import summarise;"
+        f"print(summarise(load_config({str(folder)!r})).total, 'torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    total, compiler = done.stdout.split()
+    assert int(total) > 10**10
+    assert compiler == "False"

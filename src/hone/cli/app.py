@@ -27,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    help="Small, specialised language models, from raw data to a served endpoint.",
+    help="Small, specialised language models: made, measured, compressed and used.",
 )
 
 

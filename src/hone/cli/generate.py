@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def generate(
-    model: Annotated[Path, typer.Argument(help="A checkpoint, or a run.")],
+    model: Annotated[Path, typer.Argument(help="A checkpoint, a run, or a name on the hub.")],
     prompts: Annotated[
         list[str] | None, typer.Argument(help="Texts to continue; - reads one from standard input.")
     ] = None,

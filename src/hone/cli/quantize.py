@@ -15,7 +15,7 @@ class Method(StrEnum):
 
 
 def quantize(
-    model: Annotated[Path, typer.Argument(help="A checkpoint, or a run.")],
+    model: Annotated[Path, typer.Argument(help="A checkpoint, a run, or a name on the hub.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory to write.")],
     method: Annotated[Method, typer.Option(help="The number format of the weights.")] = Method.INT8,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -31,6 +31,8 @@ def quantize(
     from hone.quant import quantize_checkpoint
 
     source = find_checkpoint(model)
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file, which would be replaced. Choose another -o.")
     if out.is_dir() and any(out.iterdir()) and not (out / "config.json").is_file():
         raise ConfigError(
             f"{out} holds other files and no checkpoint; it would be replaced. Choose another -o."

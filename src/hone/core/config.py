@@ -66,6 +66,8 @@ def _sentence(model: type[BaseModel], found: Any, source: str | Path) -> str:
     if found["type"] == "missing":
         return f'{where}: the key "{name}" is missing.'
     message = found["msg"].removeprefix("Value error, ")
+    if isinstance(found["input"], dict):  # how the keys of a table go together
+        return f'{where}: "{name}": {message[:1].lower()}{message[1:]}.'
     return f'{where}: "{name}" is {found["input"]!r}; {message[:1].lower()}{message[1:]}.'
 
 

@@ -178,6 +178,8 @@ def find_checkpoint(path: str | Path) -> Path:
         CheckpointError: there is none.
     """
     path = resolve(path)
+    if path.is_file():
+        raise CheckpointError(f"{path} is a file; give its directory, {path.parent}.")
     if (path / "config.json").is_file():
         return path
     if (path / "checkpoint" / "config.json").is_file():
@@ -226,6 +228,11 @@ def load(
     tokenizer = Tokenizer.load(directory)
     check_vocabulary(config, tokenizer.vocab_size, directory)
     answers = config.encoder is not None
+    if not answers and not config.causal:
+        raise CheckpointError(
+            f"{directory} holds an encoder, which reads texts and writes none. Use it with "
+            "hone.pipeline, e.g. for fill-mask, classification or embeddings."
+        )
     if config.head not in ("causal", "seq2seq", "masked") and not config.tie_word_embeddings:
         raise CheckpointError(
             f"{directory} holds a model with the head {config.head!r}, without the layer that "

@@ -21,6 +21,7 @@ from hone.models.checkpoint import WEIGHTS, dtype_name, load_config
 from hone.models.config import HEADS, Head, ModelConfig
 from hone.models.families import find_family
 from hone.models.heads import fits, make_model
+from hone.models.meta import without_memory
 from hone.models.model import Model
 from hone.models.ties import check_ties, read_error
 from hone.models.weights import Place, aliases, known_name, layer_places, own_tensors, places
@@ -128,7 +129,7 @@ def _make_empty(
     Args:
         renewed: the layer that scores classes is new.
     """
-    with torch.device("meta"):
+    with without_memory():
         model = make_model(config, head, _dtype(config.dtype))
         if config.quantization_config is not None:
             kept = _float_layers(model, files) | ({"score"} if renewed else set())

@@ -4,11 +4,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from hone.models.config import ModelConfig
 from hone.models.families import find_family
 from hone.models.heads import make_model
+from hone.models.meta import without_memory
 from hone.models.positions import Rotary
 from hone.models.weights import lies_turned, quantized_layers
 
@@ -72,7 +71,7 @@ class ModelSummary:
 def summarise(config: ModelConfig) -> ModelSummary:
     """Count the weights of ``config`` and what it takes to run it; nothing is allocated."""
     family = find_family(config.model_type)
-    with torch.device("meta"):
+    with without_memory():
         model = make_model(config)
     parameters = dict.fromkeys((*_PARTS, _HEAD), 0)
     unused = 0

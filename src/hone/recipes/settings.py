@@ -114,6 +114,8 @@ class ModelSettings(Settings):
             self._refuse(
                 f"the positions {self.positions}", ("rope_theta", "rope_fraction", "rope_scaling")
             )
+        if self.window is None:
+            self._refuse("attention without a window", ("window_every",))
         if not self.experts:
             self._refuse("a feed-forward part without experts", ("shared_expert",))
         if self.experts and self.experts_per_token > self.experts:

@@ -68,7 +68,8 @@ def pipeline(
             the checkpoint's head is for.
         model: a checkpoint directory, a run of hone, or a name on the hub.
         tokenizer: where the tokenizer is, if elsewhere.
-        dtype: "float32", "bfloat16", "float16", "auto" (see :func:`hone.load`), or torch's own.
+        dtype: "float32", "bfloat16", "float16", "auto" (see :func:`hone.load`), or torch's own;
+            ``torch_dtype`` is its older name.
         device: where to compute; a number means that GPU, -1 the CPU.
         options: of the task, for every call that does not say otherwise.
 
@@ -85,7 +86,7 @@ def pipeline(
         raise RequestError(f'There is no task "{task}". {nearest(kind, [*TASKS, *ALIASES])}')
     if isinstance(device, int):
         device = "cpu" if device < 0 else f"cuda:{device}"
-    dtype = str(dtype).removeprefix("torch.")
+    dtype = str(options.pop("torch_dtype", dtype)).removeprefix("torch.")
     folder = path if tokenizer is None else find_tokenizer(tokenizer)
     return TASKS[kind](path, folder, dtype, device, task=name, options=options)
 

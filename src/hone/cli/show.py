@@ -27,7 +27,8 @@ def show(
     config = load_config(directory)
     summary = summarise(config)
     if as_json:
-        record = {"path": str(directory)} | summary.to_dict()
+        stored = {"dtype": config.dtype, "quantization": config.quantization_config}
+        record = {"path": str(directory)} | stored | summary.to_dict()
         typer.echo(json.dumps(record, ensure_ascii=False))
         return
     table = Table(show_header=False, box=None, pad_edge=False)
@@ -42,16 +43,20 @@ def show(
     if summary.active < summary.total:
         table.add_row("used by a token", f"{summary.active:>15,}")
     table.add_row()
+    # float16 takes two bytes as well.
+    kept = "bfloat16" if config.dtype == "float16" else config.dtype
+    kept = "int8" if config.quantization_config else kept
     for name, size in summary.weight_bytes.items():
-        mark = "  (as stored)" if name == config.dtype else ""
+        mark = "  (as stored)" if name == kept else ""
         table.add_row(f"memory, {name}", f"{_size(size):>15}{mark}")
     for name, size in summary.cache_bytes.items():
         if size:
-            whole = _size(size * config.max_position_embeddings)
-            table.add_row(
-                f"cache per token, {name}",
-                f"{_size(size):>15}  {whole} for the whole context",
-            )
+            note = f"  {_size(size * config.max_position_embeddings)} for the whole context"
+            if config.extrapolates:
+                note = "  at any length"
+            if config.encoder is not None:
+                note += "; as much per token of the source"
+            table.add_row(f"cache per token, {name}", f"{_size(size):>15}{note}")
     if summary.state_bytes:
         table.add_row(
             "state per sequence", f"{_size(summary.state_bytes):>15}  at any length, float32"

@@ -22,6 +22,21 @@ _PARTS = {
     "state space": r"\.mixer\.",
 }
 _HEAD = "head"
+_POSITIONS = {
+    "rotary": "rotary positions",
+    "learned": "learned positions",
+    "sinusoidal": "sinusoidal positions",
+    "alibi": "ALiBi",
+    "buckets": "buckets of relative positions",
+    "none": "no positions",
+}
+_NORMS = {"rms": "RMS", "rms+1": "RMS, scaled by one plus the weight", "layer": "layer norm"}
+_BLOCKS = {
+    "pre": "before each layer",
+    "post": "after each layer",
+    "sandwich": "before and after each layer",
+    "parallel": "before attention and feed-forward, side by side",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +152,13 @@ def _shape(config: ModelConfig) -> dict[str, str]:
             f"{config.num_attention_heads} query, {config.num_key_value_heads} key/value "
             f"of {config.head_dim}"
         )
+        sliding = sum(config.is_sliding(layer) for layer in range(config.num_hidden_layers))
+        if config.sliding_window is not None and sliding:
+            where = "" if sliding == config.num_hidden_layers else f" in {sliding} layers"
+            shape["window"] = f"{config.sliding_window:,} tokens{where}; the cache keeps all"
         gate = "gated " if config.gated else ""
-        shape["feed-forward"] = f"{config.intermediate_size:,}, {gate}{config.activation}"
+        if not all(config.has_experts(layer) for layer in range(config.num_hidden_layers)):
+            shape["feed-forward"] = f"{config.intermediate_size:,}, {gate}{config.activation}"
     space = config.state_space
     if space is not None:
         shape["state space"] = f"{space.inner:,} channels, {space.state} numbers each"
@@ -151,9 +171,9 @@ def _shape(config: ModelConfig) -> dict[str, str]:
             shape["experts"] += f", a shared one of {experts.shared_size:,}"
     shape |= {
         "vocabulary": f"{config.vocab_size:,}",
-        "context": f"{config.max_position_embeddings:,}",
+        "context": "any length" if config.extrapolates else f"{config.max_position_embeddings:,}",
         "positions": _positions(config),
-        "norm": f"{config.norm}, {config.block}",
+        "norm": f"{_NORMS[config.norm]}, {_BLOCKS[config.block]}",
     }
     if config.head in ("classification", "token-classification"):
         shape["labels"] = ", ".join(config.labels)
@@ -185,7 +205,7 @@ def features(config: ModelConfig) -> tuple[str, ...]:
         "bidirectional attention": attention and not config.causal,
         "cross-attention": config.encoder is not None,
         "sliding window": config.sliding_window is not None,
-        f"{config.positions.name} positions": attention,
+        f"{_POSITIONS[config.positions.name]}": attention,
         "partial rotary": isinstance(config.positions, Rotary) and config.positions.fraction < 1,
         "QK-norm": config.qk_norm,
         "attention soft cap": config.attention_softcap is not None,
@@ -198,6 +218,7 @@ def features(config: ModelConfig) -> tuple[str, ...]:
         "Mamba": config.mixer == "mamba",
         "Mamba-2": config.mixer == "mamba2",
         "biases": config.attention_bias,
-        "tied embeddings": config.tie_word_embeddings,
+        "tied embeddings": config.tie_word_embeddings
+        and config.head in ("causal", "masked", "seq2seq"),
     }
     return tuple(name for name, used in kinds.items() if used)

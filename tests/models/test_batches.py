@@ -4,9 +4,9 @@ import pytest
 import torch
 from small_llama import make_config
 
-from hone.core.errors import RequestError
+from hone.core.errors import CheckpointError, RequestError
 from hone.engine.cache import RowCache
-from hone.models import ModelConfig, Rotary
+from hone.models import ModelConfig, Rotary, load_model, save_checkpoint
 from hone.models.config import StateSpace
 from hone.models.heads import make_model
 from hone.models.padding import Padding
@@ -94,3 +94,28 @@ def test_a_recurrence_has_no_longest_text():
     space = StateSpace(inner=80, state=4, rank=3)
     assert make_config(mixer="mamba", state_space=space).extrapolates
     assert not make_config().extrapolates
+
+
+@pytest.mark.parametrize(
+    ("head", "hint"),
+    [
+        ("casual", 'Did you mean "causal"?'),
+        ("reward", 'with labels=["reward"]'),
+        ("zzz", "Known: causal, "),
+        (["causal"], "There is no head"),
+    ],
+)
+def test_an_unknown_head_is_refused_with_what_is_near(tmp_path, head, hint):
+    with pytest.raises(RequestError) as error:
+        make_model(make_config(), head)
+    assert hint in str(error.value)
+    save_checkpoint(tmp_path / "model", made("causal"))
+    with pytest.raises(RequestError) as error:
+        load_model(tmp_path / "model", head=head)
+    assert hint in str(error.value)
+
+
+def test_a_head_of_classes_has_some(tmp_path):
+    save_checkpoint(tmp_path / "model", made("causal"))
+    with pytest.raises(CheckpointError, match="labels is empty"):
+        load_model(tmp_path / "model", head="classification", labels=[])

@@ -2,8 +2,9 @@
 
 import torch
 
-from hone.core.errors import CheckpointError
-from hone.models.config import Head, ModelConfig
+from hone.core.config import nearest
+from hone.core.errors import CheckpointError, RequestError
+from hone.models.config import HEADS, Head, ModelConfig
 from hone.models.language import CausalLM, MaskedLM, Seq2SeqLM
 from hone.models.model import Model
 from hone.models.readers import Classifier, Embedder, TokenClassifier
@@ -12,6 +13,8 @@ MODELS: dict[Head, type[Model]] = {
     model.head: model
     for model in (CausalLM, MaskedLM, Seq2SeqLM, Classifier, TokenClassifier, Embedder)
 }
+# What a classifier with one label is called elsewhere.
+_NUMBERS = ("reward", "value", "score", "regression")
 
 
 def fits(config: ModelConfig, head: Head) -> bool:
@@ -28,8 +31,14 @@ def make_model(
 
     Raises:
         CheckpointError: the body cannot have that head.
+        RequestError: there is no such head.
     """
     head = head or config.head
+    if head not in HEADS:
+        hint = nearest(str(head), HEADS)
+        if head in _NUMBERS:
+            hint = f'A number is scored by "classification" with labels=["{head}"].'
+        raise RequestError(f"There is no head {head!r}. {hint}")
     if not fits(config, head):
         bodies = {"causal": "sees no token after the current one", "seq2seq": "reads a source"}
         raise CheckpointError(

@@ -5,17 +5,18 @@ Field names are Hugging Face's where they name the same thing. How a ``config.js
 """
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
-
-import torch
 
 from hone.core.errors import CheckpointError
 from hone.models.positions import Alibi, Buckets, NoPositions, Positions, Rotary
 
 Head = Literal["causal", "masked", "seq2seq", "classification", "token-classification", "embedding"]
 HEADS: tuple[Head, ...] = get_args(Head)
+# No size is larger: what counts the numbers of a tensor would overflow.
+LARGEST = 2**31 - 1
 
 Mixer = Literal["attention", "mamba", "mamba2"]
 BlockKind = Literal["pre", "post", "sandwich", "parallel"]
@@ -51,7 +52,8 @@ class Experts:
     def __post_init__(self) -> None:
         _check_whole("the number of experts", self.count)
         _check_whole("the size of an expert", self.size)
-        for name in ("shared_size", "balance", "router_z"):
+        _check_whole("the size of the shared expert", self.shared_size, least=0)
+        for name in ("balance", "router_z"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise CheckpointError(
                     f"{name} of the experts is {getattr(self, name)!r}; it must be 0 or more."
@@ -86,6 +88,22 @@ class StateSpace:
     conv_bias: bool = True
     bias: bool = False
     step_limits: tuple[float, float] = (0.0, math.inf)
+
+    def __post_init__(self) -> None:
+        for name in ("inner", "state", "width", "groups"):
+            _check_whole(f"{name} of the state space", getattr(self, name))
+        for name in ("rank", "heads"):
+            _check_whole(f"{name} of the state space", getattr(self, name), least=0)
+        if self.heads and (self.inner % self.heads or self.heads % self.groups):
+            raise CheckpointError(
+                f"The state space has {self.inner} channels, {self.heads} heads and {self.groups} "
+                "groups; each must be a multiple of the next."
+            )
+        if not 0 <= self.step_limits[0] <= self.step_limits[1]:
+            raise CheckpointError(
+                f"step_limits are {self.step_limits!r}; expected two numbers of 0 or more, the "
+                "smaller first."
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +229,9 @@ class ModelConfig:
             "max_position_embeddings",
         ):
             _check_whole(name, getattr(self, name))
+        _check_whole("token_types", self.token_types, least=0)
+        if not self.labels:
+            raise CheckpointError("labels is empty; a head that scores classes needs at least one.")
         for name in ("norm_eps", "initializer_range"):
             _check_positive(name, getattr(self, name))
         for name in ("attention_scale", "attention_softcap", "logit_softcap"):
@@ -223,6 +244,8 @@ class ModelConfig:
         elif self.state_space is None:
             raise CheckpointError(f"The mixer {self.mixer!r} needs the sizes of its state space.")
         else:
+            name = "rank" if self.mixer == "mamba" else "heads"
+            _check_whole(f"{name} of the state space", getattr(self.state_space, name))
             object.__setattr__(self, "positions", NoPositions())  # the recurrence knows the order
         if self.embedding_pooling is None:
             object.__setattr__(self, "embedding_pooling", "last" if self.causal else "mean")
@@ -247,10 +270,12 @@ class ModelConfig:
                     f"{self.num_attention_heads}; set head_dim, or change one of them."
                 )
             set_field(self, "head_dim", self.hidden_size // self.num_attention_heads)
+        _check_whole("head_dim", self.head_dim)
+        _check_whole("num_key_value_heads", self.num_key_value_heads)
         for positions in (self.positions, self.local_positions):
             if isinstance(positions, Rotary):
                 positions.rotated(self.head_dim)  # refuses heads that cannot be turned so
-        if self.num_key_value_heads < 1 or self.num_attention_heads % self.num_key_value_heads:
+        if self.num_attention_heads % self.num_key_value_heads:
             raise CheckpointError(
                 f"num_attention_heads {self.num_attention_heads} is no multiple of "
                 f"num_key_value_heads {self.num_key_value_heads}; change one of them."
@@ -260,8 +285,9 @@ class ModelConfig:
     def parameter_count(self) -> int:
         """The number of weights with the head of the configuration, tied ones counted once."""
         from hone.models.heads import make_model  # a model is made of its configuration
+        from hone.models.meta import without_memory
 
-        with torch.device("meta"):
+        with without_memory():
             return sum(weight.numel() for weight in make_model(self).parameters())
 
     @property
@@ -291,14 +317,19 @@ class ModelConfig:
         return self.experts.layers is None or layer in self.experts.layers
 
 
-def _check_whole(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+def _check_whole(name: str, value: Any, least: int = 1) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise CheckpointError(
             f"{name} is {value!r} in the model's configuration; "
-            "it must be a whole number of 1 or more."
+            f"it must be a whole number of {least} or more."
+        )
+    if value > LARGEST:
+        raise CheckpointError(
+            f"{name} is {value!r} in the model's configuration; it must be at most {LARGEST}."
         )
 
 
 def _check_positive(name: str, value: Any) -> None:
-    if not isinstance(value, int | float) or not (value > 0 and math.isfinite(value)):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value <= sys.float_info.max:
         raise CheckpointError(f"{name} is {value!r}; it must be a positive number.")

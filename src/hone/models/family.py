@@ -68,10 +68,10 @@ class Family:
 
     def head_of(self, keys: Keys) -> Head:
         """The head that the files hold, by ``architectures``."""
-        names = keys.get("architectures", None)
+        names = keys.names("architectures")
         if not names:
             return self.head
-        name = str(names[0])
+        name = names[0]
         for head, own in self.heads.items():
             if name == own:
                 return head

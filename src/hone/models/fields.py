@@ -19,27 +19,22 @@ T = TypeVar("T")
 
 def common_fields(keys: Keys) -> dict[str, Any]:
     """The fields of a configuration that every family writes in the same way."""
-    eos = keys.get("eos_token_id", None)
+    size = keys.whole("vocab_size", least=1)
     fields: dict[str, Any] = {
-        "vocab_size": keys.whole("vocab_size"),
-        "initializer_range": keys.number("initializer_range", 0.02),
-        "bos_token_id": keys.whole("bos_token_id", None),
-        "eos_token_id": tuple(eos) if isinstance(eos, list) else eos,
-        "pad_token_id": keys.whole("pad_token_id", None),
-        "decoder_start_token_id": keys.whole("decoder_start_token_id", None),
-        "forced_bos_token_id": keys.whole("forced_bos_token_id", None),
-        "forced_eos_token_id": keys.whole("forced_eos_token_id", None),
+        "vocab_size": size,
+        "initializer_range": keys.positive("initializer_range", 0.02),
+        **special_tokens(keys, size),
         "dtype": _dtype_name(keys),
-        "quantization_config": keys.get("quantization_config", None),
+        "quantization_config": keys.object("quantization_config"),
     }
     labels = keys.get("id2label", None)
     if labels is not None:
         fields["labels"] = _labels(keys, labels)
     elif keys.get("num_labels", None) is not None:
-        fields["labels"] = tuple(f"LABEL_{n}" for n in range(keys.whole("num_labels")))
+        fields["labels"] = tuple(f"LABEL_{n}" for n in range(keys.whole("num_labels", least=1)))
     problem = keys.get("problem_type", None)
     if problem is not None:
-        if problem not in _PROBLEMS:
+        if not isinstance(problem, str) or problem not in _PROBLEMS:
             raise keys.wrong("problem_type", problem, "one of " + ", ".join(_PROBLEMS))
         fields["problem"] = _PROBLEMS[problem]
     elif len(fields.get("labels", (0, 0))) == 1:
@@ -47,16 +42,30 @@ def common_fields(keys: Keys) -> dict[str, Any]:
     return fields
 
 
+def special_tokens(keys: Keys, vocab_size: int) -> dict[str, Any]:
+    """The ids of special tokens.
+
+    Of those beyond the vocabulary only the ones that a model is given, or made to say, are refused:
+    they would crash it.
+    """
+    fed = ("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
+    return {
+        "bos_token_id": keys.token("bos_token_id"),
+        "eos_token_id": keys.tokens("eos_token_id"),
+        "pad_token_id": keys.token("pad_token_id"),
+    } | {name: keys.fed_token(name, vocab_size) for name in fed}
+
+
 def decoder_fields(keys: Keys) -> dict[str, Any]:
     """:func:`common_fields` and the sizes of a decoder, in the names that most families use."""
     return common_fields(keys) | {
-        "hidden_size": keys.whole("hidden_size"),
-        "intermediate_size": keys.whole("intermediate_size"),
-        "num_hidden_layers": keys.whole("num_hidden_layers"),
-        "num_attention_heads": keys.whole("num_attention_heads"),
+        "hidden_size": keys.whole("hidden_size", least=1),
+        "intermediate_size": keys.whole("intermediate_size", least=1),
+        "num_hidden_layers": keys.whole("num_hidden_layers", least=1),
+        "num_attention_heads": keys.whole("num_attention_heads", least=1),
         "num_key_value_heads": keys.whole("num_key_value_heads", 0),
         "head_dim": keys.whole("head_dim", 0),
-        "max_position_embeddings": keys.whole("max_position_embeddings", 2048),
+        "max_position_embeddings": keys.whole("max_position_embeddings", 2048, least=1),
         "norm_eps": keys.positive("rms_norm_eps", 1e-6),
         "activation": keys.activation("hidden_act", "silu"),
         "tie_word_embeddings": keys.flag("tie_word_embeddings", False),
@@ -85,7 +94,7 @@ def sliding_layers(keys: Keys, default: Callable[[int], bool]) -> tuple[int, ...
     Raises:
         CheckpointError: the list is not one of full and sliding attention for every layer.
     """
-    count = keys.whole("num_hidden_layers")
+    count = keys.whole("num_hidden_layers", least=1)
     types = keys.get("layer_types", None)
     if types is None:
         return tuple(layer for layer in range(count) if default(layer))

@@ -1,10 +1,11 @@
 """Reading ``config.json`` key by key, and the names that its values have in other programs."""
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from hone.core.errors import CheckpointError
-from hone.models.config import Activation, ModelConfig
+from hone.models.config import LARGEST, Activation, ModelConfig
 
 _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
@@ -18,6 +19,7 @@ _ACTIVATIONS: dict[str, Activation] = {
     "tanh": "tanh",
 }
 _REQUIRED: Any = object()
+_LARGEST_FLOAT = sys.float_info.max
 
 
 class Keys:
@@ -48,18 +50,24 @@ class Keys:
             raise CheckpointError(f"{self.where}: the key {name!r} is missing.")
         return default
 
-    def whole(self, name: str, default: Any = _REQUIRED) -> int:
-        """A whole number."""
-        return self._of(name, default, int, "a whole number")
+    def whole(self, name: str, default: Any = _REQUIRED, least: int = 0) -> int:
+        """A whole number from ``least`` to what a tensor's size can be."""
+        value = self.get(name, default)
+        if value is default or (type(value) is int and least <= value <= LARGEST):
+            return value
+        raise self.wrong(name, value, f"a whole number from {least} to {LARGEST}")
 
     def number(self, name: str, default: Any = _REQUIRED) -> float:
-        """A number."""
-        return self._of(name, default, (int, float), "a number")
+        """A finite number."""
+        value = self.get(name, default)
+        if value is default or (type(value) in (int, float) and abs(value) <= _LARGEST_FLOAT):
+            return value
+        raise self.wrong(name, value, "a finite number")
 
     def positive(self, name: str, default: Any = _REQUIRED) -> float:
         """A finite number above zero."""
         value = self.number(name, default)
-        if not 0 < value < float("inf"):
+        if value is not default and value <= 0:
             raise self.wrong(name, value, "a positive number")
         return value
 
@@ -73,9 +81,51 @@ class Keys:
     def activation(self, name: str, default: str) -> Activation:
         """An activation by one of Hugging Face's names."""
         value = self.get(name, default)
-        if value not in _ACTIVATIONS:
+        if not isinstance(value, str) or value not in _ACTIVATIONS:
             raise self.wrong(name, value, "one of " + ", ".join(_ACTIVATIONS))
         return _ACTIVATIONS[value]
+
+    def names(self, name: str) -> list[str]:
+        """A list of names; empty where the key is missing or null."""
+        value = self.get(name, [])
+        if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+            raise self.wrong(name, value, "a list of names")
+        return value
+
+    def object(self, name: str) -> dict[str, Any] | None:
+        """An object; None where the key is missing or null."""
+        value = self.get(name, None)
+        if value is not None and not isinstance(value, dict):
+            raise self.wrong(name, value, "an object")
+        return value
+
+    def token(self, name: str) -> int | None:
+        """The id of a special token; None where there is none, for which some files say -1.
+
+        It may lie beyond the vocabulary, as in small models with a family's usual ids: no text has
+        such a token, and nothing looks it up. Where one is fed to a model, see :meth:`fed_token`.
+        """
+        value = self.get(name, None)
+        if value is None or (type(value) is int and value == -1):
+            return None
+        if type(value) is not int or not 0 <= value <= LARGEST:
+            raise self.wrong(name, value, "the id of a token: a whole number of 0 or more")
+        return value
+
+    def tokens(self, name: str) -> int | tuple[int, ...] | None:
+        """The id of a special token, or a list of them; see :meth:`token`."""
+        value = self.get(name, None)
+        if not isinstance(value, list):
+            return self.token(name)
+        found = (Keys({name: entry}, self.where).token(name) for entry in value)
+        return tuple(entry for entry in found if entry is not None)
+
+    def fed_token(self, name: str, vocab_size: int) -> int | None:
+        """The id of a token that models are given or made to say, so that it must be one."""
+        value = self.token(name)
+        if value is not None and value >= vocab_size:
+            raise self.wrong(name, value, f"the id of a token, less than vocab_size {vocab_size}")
+        return value
 
     def layers(self, name: str, kind: str) -> tuple[int, ...] | None:
         """Which layers a list such as ``layer_types`` calls ``kind``; None without the list."""
@@ -89,12 +139,6 @@ class Keys:
     def wrong(self, name: str, value: Any, expected: str) -> CheckpointError:
         """The error for a value that cannot be."""
         return CheckpointError(f"{self.where}: {name} is {value!r}; expected {expected}.")
-
-    def _of(self, name: str, default: Any, kind: Any, expected: str) -> Any:
-        value = self.get(name, default)
-        if value is not default and (not isinstance(value, kind) or isinstance(value, bool)):
-            raise self.wrong(name, value, expected)
-        return value
 
 
 def written_activation(config: ModelConfig, usual: str = "gelu_pytorch_tanh") -> str:

@@ -312,7 +312,9 @@ class RotaryTable:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if type(value) is int:
+        return abs(value) < 2**63  # what tensors can be multiplied with
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def _is_positive(value: Any) -> bool:
@@ -329,7 +331,7 @@ def _check_positive(settings: Any, *names: str, optional: bool = False) -> None:
 def check_whole(settings: Any, name: str, least: int) -> None:
     """Refuse a named field that is no whole number of ``least`` or more."""
     value = getattr(settings, name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if type(value) is not int or not least <= value < 2**31:
         raise CheckpointError(f"{name} is {value!r}; it must be a whole number of {least} or more.")
 
 

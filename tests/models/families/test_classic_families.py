@@ -291,7 +291,7 @@ def test_another_head_is_new_and_named(tests, tmp_path):
         ("gpt_neox", "rotary_pct", 1.5, "at most 1"),
         ("gpt_neox", "use_parallel_residual", "no", "expected true or false"),
         ("bloom", "apply_residual_connection_post_layernorm", True, "expected false"),
-        ("bloom", "n_layer", 0, "num_hidden_layers is 0"),
+        ("bloom", "n_layer", 0, "n_layer is 0"),
     ],
 )
 def test_what_cannot_be_is_said(family, key, value, expected):

@@ -294,7 +294,7 @@ def test_text_models_cut_out_of_a_multimodal_one_say_even_less():
         ("gemma2", {"sliding_window": None}, "'sliding_window' is missing"),
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
         ("gemma2", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0"),
-        ("gemma2", {"attn_logit_softcapping": 0.0}, "attention_softcap is 0.0"),
+        ("gemma2", {"attn_logit_softcapping": 0.0}, "attn_logit_softcapping is 0.0"),
         ("gemma2", {"hidden_activation": "mish"}, "hidden_activation is 'mish'"),
         ("gemma3_text", {"sliding_window_pattern": 0}, "sliding_window_pattern is 0"),
         ("gemma3_text", {"rope_parameters": FLAT}, "an object for each type of layer"),

@@ -207,7 +207,7 @@ def test_which_layers_are_plain_is_said_as_it_was_read_until_it_changes():
         ("mixtral", {"router_aux_loss_coef": "none"}, "router_aux_loss_coef is 'none'"),
         ("qwen2_moe", {"num_experts": 3}, "num_experts_per_tok is 4; expected 1 to 3, the num_exp"),
         ("qwen2_moe", {"shared_expert_intermediate_size": 0}, "expected 1 or more"),
-        ("qwen2_moe", {"moe_intermediate_size": -4}, "the size of an expert is -4"),
+        ("qwen2_moe", {"moe_intermediate_size": -4}, "moe_intermediate_size is -4"),
         ("qwen2_moe", {"decoder_sparse_step": 0}, "decoder_sparse_step is 0; expected 1 or more"),
         ("qwen2_moe", {"mlp_only_layers": 3}, "mlp_only_layers is 3; expected a list"),
         ("qwen2_moe", {"mlp_only_layers": ["0"]}, "a list of the numbers of layers"),

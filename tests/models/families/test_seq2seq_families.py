@@ -319,8 +319,8 @@ def test_missing_keys_have_the_defaults_of_transformers(family):
         ("bart", {"normalize_embedding": False}, "expected true, as every BART has it"),
         ("bart", {"tie_word_embeddings": False}, "expected true"),
         ("bart", {"decoder_attention_heads": 7}, "no multiple of num_attention_heads 7"),
-        ("bart", {"encoder_layers": 0}, "num_hidden_layers is 0"),
-        ("bart", {"forced_eos_token_id": "</s>"}, "expected a whole number"),
+        ("bart", {"encoder_layers": 0}, "encoder_layers is 0"),
+        ("bart", {"forced_eos_token_id": "</s>"}, "expected the id of a token"),
     ],
 )
 def test_what_cannot_be_is_said(family, keys, expected):

@@ -47,11 +47,11 @@ def read(keys: Keys) -> ModelConfig:
     ).filled(**_DEFAULTS)
     if not keys.flag("tie_word_embeddings", True):
         raise keys.wrong("tie_word_embeddings", False, "true: one embedding serves every layer")
-    size = keys.whole("d_model")
+    size = keys.whole("d_model", least=1)
     shared = common_fields(keys) | {
         "hidden_size": size,
-        "max_position_embeddings": keys.whole("max_position_embeddings"),
-        "initializer_range": keys.number("init_std", 0.02),
+        "max_position_embeddings": keys.whole("max_position_embeddings", least=1),
+        "initializer_range": keys.positive("init_std", 0.02),
         "positions": Learned(offset=2),
         "attention_bias": True,
         "output_bias": True,
@@ -81,9 +81,9 @@ def read(keys: Keys) -> ModelConfig:
 def _stack(keys: Keys, name: str) -> dict[str, Any]:
     """The sizes that the encoder and the decoder have each for itself."""
     return {
-        "intermediate_size": keys.whole(f"{name}_ffn_dim"),
-        "num_hidden_layers": keys.whole(f"{name}_layers"),
-        "num_attention_heads": keys.whole(f"{name}_attention_heads"),
+        "intermediate_size": keys.whole(f"{name}_ffn_dim", least=1),
+        "num_hidden_layers": keys.whole(f"{name}_layers", least=1),
+        "num_attention_heads": keys.whole(f"{name}_attention_heads", least=1),
     }
 
 

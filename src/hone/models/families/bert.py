@@ -33,10 +33,10 @@ def encoder_fields(keys: Keys) -> dict[str, Any]:
     if keys.flag("add_cross_attention", False):
         raise keys.wrong("add_cross_attention", True, "false: an encoder alone has no source")
     return common_fields(keys) | {
-        "hidden_size": keys.whole("hidden_size"),
-        "intermediate_size": keys.whole("intermediate_size"),
-        "num_hidden_layers": keys.whole("num_hidden_layers"),
-        "num_attention_heads": keys.whole("num_attention_heads"),
+        "hidden_size": keys.whole("hidden_size", least=1),
+        "intermediate_size": keys.whole("intermediate_size", least=1),
+        "num_hidden_layers": keys.whole("num_hidden_layers", least=1),
+        "num_attention_heads": keys.whole("num_attention_heads", least=1),
         "causal": keys.flag("is_decoder", False),
         "activation": keys.activation("hidden_act", "gelu"),
         "gated": False,
@@ -45,7 +45,7 @@ def encoder_fields(keys: Keys) -> dict[str, Any]:
         "mlp_bias": True,
         "block": "post",
         "norm": "layer",
-        "norm_eps": keys.number("layer_norm_eps", 1e-12),
+        "norm_eps": keys.positive("layer_norm_eps", 1e-12),
         "norm_bias": True,
         "final_norm": False,
         "embedding_norm": True,
@@ -80,7 +80,7 @@ def read(keys: Keys) -> ModelConfig:
     return ModelConfig(
         **fields,
         positions=Learned(),
-        max_position_embeddings=keys.whole("max_position_embeddings"),
+        max_position_embeddings=keys.whole("max_position_embeddings", least=1),
         transforms={"masked": words, "causal": words, "classification": ("tanh",)},
     )
 

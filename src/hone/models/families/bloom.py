@@ -31,15 +31,15 @@ def read(keys: Keys) -> ModelConfig:
             True,
             "false: hone adds to the stream before its normalisation, as published models do",
         )
-    size = keys.whole("hidden_size")
+    size = keys.whole("hidden_size", least=1)
     return ModelConfig(
         **common_fields(keys),
         hidden_size=size,
         intermediate_size=4 * size,
-        num_hidden_layers=keys.whole("n_layer"),
-        num_attention_heads=keys.whole("n_head"),
+        num_hidden_layers=keys.whole("n_layer", least=1),
+        num_attention_heads=keys.whole("n_head", least=1),
         # Nothing ends there; it is the length that the model was trained on.
-        max_position_embeddings=keys.whole("seq_length", 2048),
+        max_position_embeddings=keys.whole("seq_length", 2048, least=1),
         positions=Alibi(),
         attention_bias=True,
         output_bias=True,
@@ -48,7 +48,7 @@ def read(keys: Keys) -> ModelConfig:
         mlp_bias=True,
         norm="layer",
         norm_bias=True,
-        norm_eps=keys.number("layer_norm_epsilon", 1e-5),
+        norm_eps=keys.positive("layer_norm_epsilon", 1e-5),
         embedding_norm=True,
         tie_word_embeddings=keys.flag("tie_word_embeddings", True),
     )

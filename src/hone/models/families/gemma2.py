@@ -41,9 +41,9 @@ def read(keys: Keys) -> ModelConfig:
     return ModelConfig(
         **gemma_fields(keys),
         positions=whole_rotary(keys),
-        sliding_window=keys.whole("sliding_window"),
+        sliding_window=keys.whole("sliding_window", least=1),
         sliding_layers=sliding_layers(keys, lambda layer: layer % 2 == 0),
-        attention_softcap=keys.number("attn_logit_softcapping", None),
+        attention_softcap=keys.positive("attn_logit_softcapping", None),
     )
 
 
@@ -73,7 +73,7 @@ def gemma_fields(keys: Keys) -> dict[str, Any]:
         "block": "sandwich",
         "norm": "rms+1",
         "embedding_scale": fields["hidden_size"] ** 0.5,
-        "logit_softcap": keys.number("final_logit_softcapping", None),
+        "logit_softcap": keys.positive("final_logit_softcapping", None),
     }
 
 

@@ -26,7 +26,7 @@ def read(keys: Keys) -> ModelConfig:
         sliding_window_pattern=6,
     )
     both = keys.flag("use_bidirectional_attention", False)
-    window, pattern = keys.whole("sliding_window"), keys.whole("sliding_window_pattern")
+    window, pattern = keys.whole("sliding_window", least=1), keys.whole("sliding_window_pattern")
     if pattern < 1:
         raise keys.wrong("sliding_window_pattern", pattern, "a whole number of 1 or more")
     return ModelConfig(

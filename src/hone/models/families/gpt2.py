@@ -37,14 +37,14 @@ def read(keys: Keys) -> ModelConfig:
     ).filled(**_DEFAULTS)
     if keys.flag("add_cross_attention", False):
         raise keys.wrong("add_cross_attention", True, "false: a decoder of its own has no source")
-    size, layers = keys.whole("n_embd"), keys.whole("n_layer")
+    size, layers = keys.whole("n_embd", least=1), keys.whole("n_layer", least=1)
     return ModelConfig(
         **common_fields(keys),
         hidden_size=size,
-        intermediate_size=keys.whole("n_inner", 4 * size),
+        intermediate_size=keys.whole("n_inner", 4 * size, least=1),
         num_hidden_layers=layers,
-        num_attention_heads=keys.whole("n_head"),
-        max_position_embeddings=keys.whole("n_positions"),
+        num_attention_heads=keys.whole("n_head", least=1),
+        max_position_embeddings=keys.whole("n_positions", least=1),
         positions=Learned(),
         attention_bias=True,
         output_bias=True,
@@ -55,7 +55,7 @@ def read(keys: Keys) -> ModelConfig:
         mlp_bias=True,
         norm="layer",
         norm_bias=True,
-        norm_eps=keys.number("layer_norm_epsilon", 1e-5),
+        norm_eps=keys.positive("layer_norm_epsilon", 1e-5),
         tie_word_embeddings=keys.flag("tie_word_embeddings", True),
     )
 

@@ -29,11 +29,11 @@ def read(keys: Keys) -> ModelConfig:
     bias = keys.flag("attention_bias", True)
     return ModelConfig(
         **common_fields(keys),
-        hidden_size=keys.whole("hidden_size"),
-        intermediate_size=keys.whole("intermediate_size"),
-        num_hidden_layers=keys.whole("num_hidden_layers"),
-        num_attention_heads=keys.whole("num_attention_heads"),
-        max_position_embeddings=keys.whole("max_position_embeddings", 2048),
+        hidden_size=keys.whole("hidden_size", least=1),
+        intermediate_size=keys.whole("intermediate_size", least=1),
+        num_hidden_layers=keys.whole("num_hidden_layers", least=1),
+        num_attention_heads=keys.whole("num_attention_heads", least=1),
+        max_position_embeddings=keys.whole("max_position_embeddings", 2048, least=1),
         positions=read_rope(keys.values, keys.where, fraction_default=_FRACTION),
         attention_bias=bias,
         output_bias=bias,
@@ -43,7 +43,7 @@ def read(keys: Keys) -> ModelConfig:
         block="parallel" if keys.flag("use_parallel_residual", True) else "pre",
         norm="layer",
         norm_bias=True,
-        norm_eps=keys.number("layer_norm_eps", 1e-5),
+        norm_eps=keys.positive("layer_norm_eps", 1e-5),
         tie_word_embeddings=keys.flag("tie_word_embeddings", False),
     )
 

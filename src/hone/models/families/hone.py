@@ -14,6 +14,7 @@ from hone.core.config import nearest
 from hone.core.errors import CheckpointError
 from hone.models.config import ModelConfig
 from hone.models.family import Family
+from hone.models.fields import special_tokens
 from hone.models.keys import Keys
 from hone.models.positions import POSITIONS, Rotary
 from hone.models.rotary import SCALINGS
@@ -25,7 +26,9 @@ _NOT_WRITTEN = {"extra", "model_type", "head", "dtype"}
 
 def read(keys: Keys) -> ModelConfig:
     """The fields as they stand in the file."""
-    return _config(keys.values, keys.where)
+    tokens = special_tokens(keys, keys.whole("vocab_size", least=1))
+    known = {name: value for name, value in tokens.items() if name in keys.values}
+    return _config(keys.values | known, keys.where)
 
 
 def _config(values: dict[str, Any], where: str) -> ModelConfig:
@@ -38,7 +41,11 @@ def _config(values: dict[str, Any], where: str) -> ModelConfig:
         if values.get(key) is not None:
             values[key] = _positions(values[key], key, where)
     if values.get("encoder") is not None:
-        values["encoder"] = _config(dict(values["encoder"]), where)
+        if not isinstance(values["encoder"], dict):
+            raise CheckpointError(
+                f"{where}: encoder is {values['encoder']!r}; expected an object with its own keys."
+            )
+        values["encoder"] = _config(values["encoder"], where)
     try:
         return _checker().validate_python(values)
     except ValidationError as error:
@@ -55,7 +62,7 @@ def _checker() -> TypeAdapter[ModelConfig]:
 
 
 def _positions(value: Any, key: str, where: str) -> Any:
-    if not isinstance(value, dict) or value.get("name") not in POSITIONS:
+    if not isinstance(value, dict) or value.get("name") not in list(POSITIONS):
         raise CheckpointError(
             f"{where}: {key} is {value!r}; expected an object whose name is one of "
             f"{', '.join(POSITIONS)}."

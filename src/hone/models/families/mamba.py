@@ -16,14 +16,14 @@ CONTEXT = 2048
 
 def read(keys: Keys) -> ModelConfig:
     """``MambaConfig``."""
-    size = keys.whole("hidden_size")
-    inner = keys.whole("intermediate_size", int(keys.number("expand", 2) * size))
+    size = keys.whole("hidden_size", least=1)
+    inner = keys.whole("intermediate_size", int(keys.positive("expand", 2) * size), least=1)
     rank = keys.get("time_step_rank", "auto")
     space = StateSpace(
         inner=inner,
-        state=keys.whole("state_size", 16),
-        width=keys.whole("conv_kernel", 4),
-        rank=-(-size // 16) if rank == "auto" else keys.whole("time_step_rank"),
+        state=keys.whole("state_size", 16, least=1),
+        width=keys.whole("conv_kernel", 4, least=1),
+        rank=-(-size // 16) if rank == "auto" else keys.whole("time_step_rank", least=1),
         conv_bias=keys.flag("use_conv_bias", True),
         bias=keys.flag("use_bias", False),
     )
@@ -42,8 +42,8 @@ def state_space_fields(keys: Keys, size: int, inner: int) -> dict[str, Any]:
     return common_fields(keys) | {
         "hidden_size": size,
         "intermediate_size": inner,
-        "num_hidden_layers": keys.whole("num_hidden_layers"),
-        "max_position_embeddings": keys.whole("max_position_embeddings", CONTEXT),
+        "num_hidden_layers": keys.whole("num_hidden_layers", least=1),
+        "max_position_embeddings": keys.whole("max_position_embeddings", CONTEXT, least=1),
         "norm_eps": keys.positive("layer_norm_epsilon", 1e-5),
         "positions": NoPositions(),
     }

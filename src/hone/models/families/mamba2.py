@@ -13,27 +13,25 @@ from hone.models.keys import Keys
 
 def read(keys: Keys) -> ModelConfig:
     """``Mamba2Config``."""
-    size = keys.whole("hidden_size")
-    heads, channels = keys.whole("num_heads", 128), keys.whole("head_dim", 64)
-    inner = int(keys.number("expand", 2) * size)
-    groups = keys.whole("n_groups", 8)
+    size = keys.whole("hidden_size", least=1)
+    heads = keys.whole("num_heads", 128, least=1)
+    channels = keys.whole("head_dim", 64, least=1)
+    inner = int(keys.positive("expand", 2) * size)
+    groups = keys.whole("n_groups", 8, least=1)
     if heads * channels != inner or heads % groups:
         raise CheckpointError(
             f"{keys.where}: num_heads {heads} of head_dim {channels} in {groups} n_groups do not "
             f"make expand · hidden_size = {inner} channels."
         )
-    limits = keys.get("time_step_limit", [0.0, float("inf")])
-    if not isinstance(limits, list | tuple) or len(limits) != 2:
-        raise keys.wrong("time_step_limit", limits, "two numbers")
     space = StateSpace(
         inner=inner,
-        state=keys.whole("state_size", 128),
-        width=keys.whole("conv_kernel", 4),
+        state=keys.whole("state_size", 128, least=1),
+        width=keys.whole("conv_kernel", 4, least=1),
         heads=heads,
         groups=groups,
         conv_bias=keys.flag("use_conv_bias", True),
         bias=keys.flag("use_bias", False),
-        step_limits=(_number(limits[0]), _number(limits[1])),
+        step_limits=_step_limits(keys),
     )
     return ModelConfig(
         **state_space_fields(keys, size, inner),
@@ -61,8 +59,14 @@ def write(config: ModelConfig) -> dict[str, Any]:
 _INFINITY = {"__float__": "Infinity"}
 
 
-def _number(value: Any) -> float:
-    return math.inf if value == _INFINITY else float(value)
+def _step_limits(keys: Keys) -> tuple[float, float]:
+    limits = keys.get("time_step_limit", [0.0, math.inf])
+    pair = limits if isinstance(limits, list | tuple) else ()
+    numbers = [math.inf if limit == _INFINITY else limit for limit in pair]
+    known = len(numbers) == 2 and all(type(number) in (int, float) for number in numbers)
+    if not known or not 0 <= numbers[0] <= numbers[1]:
+        raise keys.wrong("time_step_limit", limits, "two numbers of 0 or more, the smaller first")
+    return float(numbers[0]), float(numbers[1])
 
 
 def _in_json(value: float) -> Any:

@@ -21,7 +21,7 @@ def read(keys: Keys) -> ModelConfig:
     return ModelConfig(
         **decoder_fields(keys),
         positions=whole_rotary(keys),
-        sliding_window=keys.whole("sliding_window", None),
+        sliding_window=keys.whole("sliding_window", None, least=1),
     )
 
 

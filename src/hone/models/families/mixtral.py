@@ -33,11 +33,11 @@ def read(keys: Keys) -> ModelConfig:
     return ModelConfig(
         **decoder_fields(keys),
         positions=whole_rotary(keys, _THETA),
-        sliding_window=keys.whole("sliding_window", None),
+        sliding_window=keys.whole("sliding_window", None, least=1),
         experts=Experts(
             count,
             per_token,
-            size=keys.whole("intermediate_size"),
+            size=keys.whole("intermediate_size", least=1),
             balance=keys.number("router_aux_loss_coef", 0.001),
         ),
     )

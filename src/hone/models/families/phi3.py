@@ -29,7 +29,7 @@ def read(keys: Keys) -> ModelConfig:
     return ModelConfig(
         **decoder_fields(keys),
         positions=rotary,
-        sliding_window=keys.whole("sliding_window", None),
+        sliding_window=keys.whole("sliding_window", None, least=1),
     )
 
 

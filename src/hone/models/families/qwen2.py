@@ -46,7 +46,9 @@ def write(config: ModelConfig) -> dict[str, Any]:
 
 def window_fields(keys: Keys) -> dict[str, Any]:
     """The sliding window of Qwen models, in layers from ``max_window_layers`` on."""
-    window = keys.whole("sliding_window", None) if keys.flag("use_sliding_window") else None
+    window = (
+        keys.whole("sliding_window", None, least=1) if keys.flag("use_sliding_window") else None
+    )
     first = keys.whole("max_window_layers")
     layers = sliding_layers(keys, lambda layer: window is not None and layer >= first)
     if layers and window is None:

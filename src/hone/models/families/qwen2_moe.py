@@ -81,7 +81,7 @@ def _window_fields(keys: Keys) -> dict[str, Any]:
     below = keys.whole("max_window_layers") if keys.flag("use_sliding_window") else 0
     sliding = sliding_layers(keys, lambda layer: layer % 2 == 0 and layer < below)
     kinds = ("full_attention", "sliding_attention")
-    types = [kinds[layer in sliding] for layer in range(keys.whole("num_hidden_layers"))]
+    types = [kinds[layer in sliding] for layer in range(keys.whole("num_hidden_layers", least=1))]
     return window_fields(Keys(keys.values | {"layer_types": types}, keys.where))
 
 
@@ -91,7 +91,7 @@ def read_experts(keys: Keys, count_key: str, shared_size: int = 0) -> Experts:
     return Experts(
         count,
         per_token,
-        size=keys.whole("moe_intermediate_size"),
+        size=keys.whole("moe_intermediate_size", least=1),
         shared_size=shared_size,
         normalise=keys.flag("norm_topk_prob"),
         layers=_expert_layers(keys),
@@ -123,7 +123,7 @@ def _expert_layers(keys: Keys) -> tuple[int, ...] | None:
         raise keys.wrong("decoder_sparse_step", every, "1 or more")
     if not isinstance(plain, list) or not all(type(layer) is int for layer in plain):
         raise keys.wrong("mlp_only_layers", plain, "a list of the numbers of layers")
-    count = keys.whole("num_hidden_layers")
+    count = keys.whole("num_hidden_layers", least=1)
     layers = tuple(n for n in range(count) if (n + 1) % every == 0 and n not in plain)
     return None if len(layers) == count else layers
 

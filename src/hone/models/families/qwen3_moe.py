@@ -26,7 +26,7 @@ def read(keys: Keys) -> ModelConfig:
     windowed = keys.flag("use_sliding_window")
     return ModelConfig(
         **decoder_fields(keys),
-        sliding_window=keys.whole("sliding_window", None) if windowed else None,
+        sliding_window=keys.whole("sliding_window", None, least=1) if windowed else None,
         positions=whole_rotary(keys),
         attention_bias=bias,
         output_bias=bias,

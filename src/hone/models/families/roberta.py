@@ -29,7 +29,7 @@ def read(keys: Keys) -> ModelConfig:
     keys = keys.filled(**_DEFAULTS)
     # Rows up to that of padding stand for no position.
     offset = keys.whole("pad_token_id") + 1
-    rows = keys.whole("max_position_embeddings")
+    rows = keys.whole("max_position_embeddings", least=1)
     if rows <= offset:
         raise keys.wrong("max_position_embeddings", rows, f"more than pad_token_id + 1 = {offset}")
     return ModelConfig(

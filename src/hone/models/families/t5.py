@@ -28,7 +28,7 @@ _GATED_GELU = "gated-gelu"
 
 def read(keys: Keys) -> ModelConfig:
     """``T5Config``."""
-    for name in keys.get("architectures", None) or ():
+    for name in keys.names("architectures"):
         if name in _HALVES:
             raise keys.wrong("architectures", name, "one of T5's classes with a decoder")
     keys = keys.renamed(
@@ -37,15 +37,15 @@ def read(keys: Keys) -> ModelConfig:
         num_layers="num_hidden_layers",
         num_heads="num_attention_heads",
     ).filled(**_DEFAULTS)
-    size, layers = keys.whole("d_model"), keys.whole("num_layers")
+    size, layers = keys.whole("d_model", least=1), keys.whole("num_layers", least=1)
     activation, gated = _feed_forward(keys)
     shared = common_fields(keys) | {
         "hidden_size": size,
-        "intermediate_size": keys.whole("d_ff"),
-        "num_attention_heads": keys.whole("num_heads"),
-        "head_dim": keys.whole("d_kv"),
+        "intermediate_size": keys.whole("d_ff", least=1),
+        "num_attention_heads": keys.whole("num_heads", least=1),
+        "head_dim": keys.whole("d_kv", least=1),
         # Nothing ends there; it is the length that the model was trained on.
-        "max_position_embeddings": keys.whole("n_positions", 512),
+        "max_position_embeddings": keys.whole("n_positions", 512, least=1),
         "positions": Buckets(
             keys.whole("relative_attention_num_buckets", 32),
             keys.whole("relative_attention_max_distance", 128),
@@ -61,7 +61,7 @@ def read(keys: Keys) -> ModelConfig:
     scaled = keys.flag("scale_decoder_outputs", tied)
     return ModelConfig(
         **shared,
-        num_hidden_layers=keys.whole("num_decoder_layers", layers),
+        num_hidden_layers=keys.whole("num_decoder_layers", layers, least=1),
         encoder=ModelConfig(**shared, num_hidden_layers=layers, causal=False),
         tie_word_embeddings=tied,
         logit_scale=size**-0.5 if scaled else 1.0,

@@ -232,3 +232,23 @@ def test_damage_is_named_in_one_sentence(folder, damage, expected):
 
 def test_config_alone(folder):
     assert load_config(folder).hidden_size == 40
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    from hone.core.errors import CapacityError
+
+    def save(*_, **__):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("hone.models.checkpoint.save_file", save)
+    with pytest.raises(CapacityError, match="is full"):
+        save_checkpoint(tmp_path / "m", make_model())
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_advice_for_a_pickle_keeps_the_output_layer(folder):
+    to_pickle(folder)
+    with pytest.raises(CheckpointError, match=r"LlamaForCausalLM\.from_pretrained"):
+        load_model(folder)

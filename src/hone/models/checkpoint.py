@@ -3,17 +3,19 @@
 What transformers writes is read, and what is written here opens in transformers.
 """
 
+import errno
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from hone.core.errors import CheckpointError, DataError
-from hone.core.files import atomic_dir, read_json, write_json
+from hone.core.files import atomic_dir, explain_os_error, read_json, write_json
 from hone.models.config import Head, ModelConfig
 from hone.models.families import find_family
 from hone.models.family import TRANSFORMERS_VERSION
@@ -141,8 +143,19 @@ def check_vocabulary(config: ModelConfig, vocab_size: int, where: str | Path) ->
 
 
 def save_weights(tensors: dict[str, Tensor], file: Path) -> None:
-    """Write ``tensors`` as transformers does, readable by whoever may read the directory."""
-    save_file(tensors, file, metadata={"format": "pt"})
+    """Write ``tensors`` as transformers does, readable by whoever may read the directory.
+
+    Raises:
+        CapacityError: the disk is full.
+        HoneError: the file cannot be written.
+    """
+    try:
+        save_file(tensors, file, metadata={"format": "pt"})
+    except SafetensorError as error:  # the library hides the system's error in its text
+        full = "No space left" in str(error)
+        raise explain_os_error(
+            OSError(errno.ENOSPC if full else errno.EIO, str(error)), file, "write"
+        ) from error
     file.chmod(0o644)  # the library makes it private
 
 

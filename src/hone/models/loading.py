@@ -350,10 +350,17 @@ def _weight_files(path: Path) -> list[Path]:
         if any(path.glob(pattern)):
             raise CheckpointError(
                 f"{path} holds its weights as a pickle ({pattern}), which can run code when it is "
-                f"read. If you trust it, convert it with transformers: AutoModel"
-                f".from_pretrained({str(path)!r}).save_pretrained(NEW_DIRECTORY)."
+                f"read. If you trust it, convert it with transformers: {_their_class(path)}"
+                f".from_pretrained({str(path)!r}).save_pretrained(NEW_DIRECTORY), and the same with "
+                "AutoTokenizer."
             )
     raise CheckpointError(f"{path} has no {WEIGHTS} and no {INDEX}, so there are no weights.")
+
+
+def _their_class(path: Path) -> str:
+    """The class of transformers that keeps all of a checkpoint's weights."""
+    config = load_config(path)
+    return find_family(config.model_type).architecture(config.head)
 
 
 def _indexed_files(index: Path) -> list[Path]:

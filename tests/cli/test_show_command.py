@@ -67,7 +67,8 @@ def test_a_model_of_any_size_is_shown_without_its_memory_or_torchs_compiler(fold
     values |= {"hidden_size": 8192, "num_hidden_layers": 80, "num_attention_heads": 64}
     (folder / "config.json").write_text(json.dumps(values | {"head_dim": 128}))
     code = (
-        "import sys; from hone.models import load_config; from hone.models.summary import summarise;"
+        "import sys; from hone.models import load_config\n"
+        "from hone.models.summary import summarise\n"
         f"print(summarise(load_config({str(folder)!r})).total, 'torch._dynamo' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -351,8 +351,8 @@ def _weight_files(path: Path) -> list[Path]:
             raise CheckpointError(
                 f"{path} holds its weights as a pickle ({pattern}), which can run code when it is "
                 f"read. If you trust it, convert it with transformers: {_their_class(path)}"
-                f".from_pretrained({str(path)!r}).save_pretrained(NEW_DIRECTORY), and the same with "
-                "AutoTokenizer."
+                f".from_pretrained({str(path)!r}).save_pretrained(NEW_DIRECTORY), and so "
+                "with AutoTokenizer."
             )
     raise CheckpointError(f"{path} has no {WEIGHTS} and no {INDEX}, so there are no weights.")
 

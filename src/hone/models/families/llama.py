@@ -32,4 +32,10 @@ def write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-FAMILY = Family("llama", "Llama", read, write)
+FAMILY = Family(
+    "llama",
+    "Llama",
+    read,
+    write,
+    features=("RMSNorm", "SwiGLU", "grouped-query attention", "every rotary scaling"),
+)

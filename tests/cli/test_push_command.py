@@ -6,7 +6,7 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
-from fake_hub import Repository, serve
+from fake_hub import Repository, serve, weights
 
 from hone.cli.app import main
 
@@ -38,7 +38,7 @@ def model(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(CONFIG))
-    (folder / "model.safetensors").write_bytes(bytes(1234))
+    (folder / "model.safetensors").write_bytes(weights(1234))
     (folder / "tokenizer.json").write_text("{}")
     return folder
 
@@ -72,7 +72,7 @@ def test_a_checkpoint_is_pushed_with_its_card(push, hub, model):
     stored = hub.repositories["shop/sql"]
     assert stored.private
     assert stored.messages == ["첫 모델"]
-    assert stored.files["model.safetensors"] == bytes(1234)
+    assert stored.files["model.safetensors"] == weights(1234)
     card = stored.files["README.md"].decode()
     assert card.startswith("---\nlibrary_name: hone\n")
     assert push(model, "shop/sql", "--card-only")[1] == card
@@ -167,7 +167,7 @@ def test_what_was_pushed_is_found_by_its_name(push, hone_command, hub, model):
 
     assert push(model, "hf://shop/sql")[0] == 0
     for name in ("hf://shop/sql", Path("hf://shop/sql"), "shop/sql@main"):
-        assert (find_checkpoint(name) / "model.safetensors").read_bytes() == bytes(1234)
+        assert (find_checkpoint(name) / "model.safetensors").read_bytes() == weights(1234)
     code, _, err = hone_command("generate", "hf://shop/none", "x")
     assert code == 1
     assert "shows no model shop/none" in err

@@ -11,7 +11,7 @@ from collections import namedtuple
 
 import huggingface_hub.constants
 import pytest
-from fake_hub import Repository, serve
+from fake_hub import Repository, serve, weights
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -23,7 +23,7 @@ from hone.core.hub import CONFIG_FILES, checkpoint_files, parse_name, resolve, u
 MODEL = {
     "config.json": b"{}",
     "tokenizer.json": b'{"model": {}}',
-    "model.safetensors": bytes(5000),
+    "model.safetensors": weights(5000),
     "README.md": b"# a model",
 }
 FETCHED = {"config.json", "tokenizer.json", "model.safetensors"}
@@ -421,6 +421,8 @@ def sharded(*names):
             "outside its directory",
         ),
         ({"adapter_config.json": b"{}"}, "has no adapter_model.safetensors"),
+        ({"config.json": b"{}", "model.safetensors": weights(500)[:-1]}, "is truncated"),
+        ({"config.json": b"{}", "model.safetensors": b""}, "is truncated"),
     ],
 )
 def test_what_is_no_checkpoint_is_not_sent(hub, tmp_path, files, said):
@@ -433,10 +435,14 @@ def test_what_is_no_checkpoint_is_not_sent(hub, tmp_path, files, said):
 def test_the_files_of_a_sharded_checkpoint_and_of_an_adapter(tmp_path):
     index = sharded("model-1.safetensors", "model-2.safetensors")
     shards = {"config.json": b"{}", "model.safetensors.index.json": index}
-    shards |= {"model-1.safetensors": b"", "model-2.safetensors": b""}
+    shards |= {"model-1.safetensors": weights(100), "model-2.safetensors": weights(200)}
     folder = write(tmp_path / "sharded", shards | {"other.safetensors": b""})
     assert {file.name for file in checkpoint_files(folder)} == set(shards)
-    adapter = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"", "LICENSE": b""}
+    adapter = {
+        "adapter_config.json": b"{}",
+        "adapter_model.safetensors": weights(100),
+        "LICENSE": b"",
+    }
     folder = write(tmp_path / "adapter", adapter)
     assert {file.name for file in checkpoint_files(folder)} == set(adapter)
 

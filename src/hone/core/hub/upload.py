@@ -1,5 +1,6 @@
 """A checkpoint directory, put on the hub in one commit."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,28 @@ def checkpoint_files(directory: str | Path) -> list[Path]:
     for name in weights:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} is not a whole checkpoint: it has no {name}.")
+        if name.endswith(".safetensors") and not _is_whole(folder / name):
+            raise CheckpointError(
+                f"{folder / name} is truncated or no safetensors file; save it again."
+            )
     patterns = [*CONFIG_FILES, *TOKENIZER_FILES, *_WORDS, *weights]
     return sorted({file for name in patterns for file in folder.glob(name) if file.is_file()})
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a safetensors file is as long as its header says (the format's README, "Format")."""
+    with file.open("rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        if length > file.stat().st_size:
+            return False
+        try:
+            header = json.loads(handle.read(length))
+            ends = [
+                entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"
+            ]
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+            return False
+    return file.stat().st_size == 8 + length + max(ends, default=0)
 
 
 def destination(name: str) -> HubName:

@@ -29,7 +29,6 @@ def test_slopes_are_bloom_s():
         assert torch.equal(slopes, theirs), heads
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("bidirectional", [True, False])
 @pytest.mark.parametrize(("count", "distance"), [(32, 128), (8, 20), (4, 3), (7, 9), (64, 1000)])
 def test_buckets_are_t5_s(count, distance, bidirectional):
@@ -68,7 +67,6 @@ def test_buckets_grow_with_distance_and_use_no_more_than_there_are(count, extra,
         assert (ahead == 0).all()
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("size", [2, 6, 7, 48])
 def test_sinusoids_are_marian_s(size):
     from transformers.models.marian.modeling_marian import MarianSinusoidalPositionalEmbedding

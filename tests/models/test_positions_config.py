@@ -113,7 +113,6 @@ def our_table(rotary, head_dim, positions, length=None, context=CONTEXT, dtype=t
     return table(positions, lengths if table.needs_lengths else None, dtype)
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("head_dim", "fraction", "theta"),
@@ -281,7 +280,6 @@ def test_what_is_written_is_read_back(rotary, fraction_default):
     assert read_rope(nested, "c", 7.0, "sliding_attention") == Rotary(7.0)
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("kind", KINDS)
 def test_transformers_keeps_what_we_write(kind):
     rope = write_rope(Rotary(5e5, scaling=scaling(kind)))
@@ -292,7 +290,6 @@ LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 FACTORS = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 3.0, 4.0, 5.0]}
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("family", "values"),
     [

@@ -120,7 +120,7 @@ def test_the_hubs_own_library_reads_the_results_back(run):
     from huggingface_hub import ModelCard
 
     card = ModelCard(model_card(run, "shop/stores-sql"))
-    assert card.data.library_name == "hone"
+    assert card.data.to_dict()["library_name"] == "hone"
     assert {r.metric_value for r in card.data.eval_results} == {0.6253, 0.5, 0.25, 0.75}
 
 

@@ -4,6 +4,7 @@ Shapes: N tokens of all sequences behind one another, M tokens of the sources, E
 heads, K key/value heads, D head size, C = H + 2K, F feed-forward, X experts.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 import torch
@@ -208,7 +209,7 @@ def rows(x_NE: Tensor, keep: Tensor | None) -> Tensor:
     return x_NE if keep is None else x_NE.index_select(0, keep)
 
 
-class Block(nn.Module):
+class Block(nn.Module, ABC):
     """Attention and feed-forward around a residual stream; subclasses say in which order."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -223,9 +224,9 @@ class Block(nn.Module):
         self.input_layernorm = nn.Identity() if bare else make_norm(config)
         self.post_attention_layernorm = make_norm(config)
 
+    @abstractmethod
     def forward(self, x_NE: Tensor, step: Step, keep: Tensor | None = None) -> Tensor:
         """The residual stream after this block, or only its rows ``keep``."""
-        raise NotImplementedError
 
 
 class PreNormBlock(Block):

@@ -177,6 +177,7 @@ def _allocate(model: Model, device: torch.device, what: str) -> None:
         # Says that the device is not there before anything large is asked for.
         torch.empty(1, device=device)
         model.to_empty(device=device)
+    # PyTorch's three ways to say that a device is not there: a build without it asserts.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         # The allocator of the CPU has no error class of its own.

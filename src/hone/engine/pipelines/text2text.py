@@ -27,27 +27,15 @@ class Text2Text(Writer):
     """
 
     returns: ClassVar[str] = "generated"
-
-    def __init__(
-        self,
-        path: Path,
-        tokenizer: Path,
-        dtype: str,
-        device: str | torch.device,
-        *,
-        task: str,
-        options: Mapping[str, Any],
-    ) -> None:
-        self.prefix = ""
-        super().__init__(path, tokenizer, dtype, device, task=task, options=options)
-        if self.lm.config.encoder is None:
-            raise CheckpointError(
-                f'{path} is a model without an encoder, which "{task}" needs; use '
-                '"text-generation", or another model.'
-            )
+    prefix = ""
 
     def special_settings(self, stored: dict[str, Any]) -> dict[str, Any]:
-        """See :class:`Writer`."""
+        """See :class:`Writer`; without an encoder there are none to read."""
+        if self.lm.config.encoder is None:
+            raise CheckpointError(
+                f'{self.path} is a model without an encoder, which "{self.task}" needs; use '
+                '"text-generation", or another model.'
+            )
         extra = self.lm.config.extra
         special = extra.get("task_specific_params") or {}
         mine = special.get(self.task, {}) if isinstance(special, dict) else {}

@@ -7,11 +7,25 @@ from typing import Any, Literal, get_args
 from hone.core.errors import ConfigError
 
 Schedule = Literal["wsd", "cosine", "linear", "constant"]
-Precision = Literal["auto", "fp32", "bf16"]
-OptimizerName = Literal["muon", "adamw"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+OptimizerName = Literal[
+    "muon", "adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor"
+]
+ActivationCheckpointing = Literal["none", "blocks", "selective"]
 
-# These decide what is written and shown, not what the weights become.
-_WITHOUT_EFFECT = ("checkpoint_every", "keep_last", "log_every", "evaluate_every")
+# These decide what is written and shown, or how the same gradients are computed.
+_WITHOUT_EFFECT = (
+    "checkpoint_every",
+    "keep_last",
+    "keep_best",
+    "log_every",
+    "evaluate_every",
+    "micro_batches",
+    "workers",
+    "activation_checkpointing",
+    "checkpointed_blocks",
+    "offload_activations",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +36,9 @@ class TrainConfig:
         steps: optimizer steps; the only budget, so that the clock decides nothing.
         micro_batches: parts (of whole samples) that a step's batch is computed in, to save memory;
             the gradient is the same.
-        optimizer: ``muon`` trains hidden matrices with Muon and all else with AdamW.
+        optimizer: ``muon`` trains hidden matrices with Muon and all else with AdamW; ``_8bit`` keeps
+            AdamW's state in blocks of 8 bits; ``paged`` keeps it in the host's memory;
+            ``adafactor`` keeps sums of rows and columns only.
         learning_rate: peak rate of AdamW.
         muon_learning_rate: peak rate of Muon.
         schedule: after the warmup ``wsd`` stays at the peak and falls linearly over the last
@@ -34,13 +50,21 @@ class TrainConfig:
         beta1, beta2, epsilon: AdamW's.
         muon_momentum: Muon's Nesterov momentum.
         grad_clip: largest global norm of the gradient; 0 for no limit.
-        precision: ``bf16`` computes in bfloat16 and keeps float32 masters; ``auto`` is bf16 where
-            the processor has instructions for it.
+        precision: ``bf16`` and ``fp16`` compute in 16 bits and keep float32 masters, ``fp16`` with
+            a loss scale that follows the gradients; ``auto`` is bf16 where the processor has
+            instructions for it.
+        activation_checkpointing: what the backward pass computes again instead of keeping it:
+            nothing, whole blocks, or all but the matrix products (``selective``).
+        checkpointed_blocks: with ``blocks``, every so many of them are one piece.
+        offload_activations: what is kept for the backward pass waits in the host's memory.
+        freeze: patterns (``model.layers.0.*``) of names of weights that are not trained.
+        workers: threads that make batches ahead of the step that needs them; 0 for none.
         ema: decay of a running mean of the weights, which takes their place at the end; 0 for none.
         seed: of torch's random stream during training (dropout).
         max_bad_steps: stop after so many steps in a row without a finite loss and gradient.
         log_every, checkpoint_every, evaluate_every: in steps; ``evaluate_every`` 0 is never.
         keep_last: checkpoints to keep.
+        keep_best: keep the checkpoint with the lowest ``loss`` of an evaluation too.
 
     Raises:
         ConfigError: a value out of its range.
@@ -62,6 +86,11 @@ class TrainConfig:
     muon_momentum: float = 0.95
     grad_clip: float = 1.0
     precision: Precision = "auto"
+    activation_checkpointing: ActivationCheckpointing = "none"
+    checkpointed_blocks: int = 1
+    offload_activations: bool = False
+    freeze: tuple[str, ...] = ()
+    workers: int = 0
     ema: float = 0.0
     seed: int = 0
     max_bad_steps: int = 10
@@ -69,12 +98,14 @@ class TrainConfig:
     checkpoint_every: int = 100
     evaluate_every: int = 0
     keep_last: int = 2
+    keep_best: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "micro_batches", "max_bad_steps", "log_every", "checkpoint_every"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
-        self._require("keep_last", self.keep_last >= 1, "at least 1")
-        for name in ("warmup_steps", "evaluate_every", "weight_decay", "grad_clip"):
+        for name in ("keep_last", "checkpointed_blocks"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("warmup_steps", "workers", "evaluate_every", "weight_decay", "grad_clip"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
         for name in ("learning_rate", "muon_learning_rate", "epsilon"):
             value = getattr(self, name)
@@ -87,6 +118,7 @@ class TrainConfig:
             ("schedule", Schedule),
             ("precision", Precision),
             ("optimizer", OptimizerName),
+            ("activation_checkpointing", ActivationCheckpointing),
         ):
             known = get_args(kinds)
             self._require(name, getattr(self, name) in known, "one of " + ", ".join(known))

@@ -1,23 +1,19 @@
-"""The report's charts as inline SVG.
-
-Positions across are percentages and sizes of text are pixels, so a chart fills a wide screen and a
-phone alike and its words never shrink. Colours are classes that the page's style sheet defines.
-"""
+"""The reports' charts as inline SVG; colours are classes that the page's style sheet defines."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
 from markupsafe import Markup
 
 from hone.core.errors import DataError
+from hone.evals.axes import HEIGHT, Axes
 from hone.evals.intervals import Score
 from hone.evals.records import json_lines
 
 Point = tuple[int, float]  # step, loss
 
-_HEIGHT, _TOP, _BOTTOM = 280, 12, 246  # of the loss curve, pixels
 _MOST_BUCKETS = 150
 
 
@@ -44,26 +40,6 @@ def read_losses(path: str | Path) -> tuple[Point, ...]:
     return tuple(points)
 
 
-def _nice_ticks(low: float, high: float, count: int) -> list[float]:
-    """About ``count`` round numbers in [low, high], evenly spaced."""
-    if high <= low:
-        return [low]
-    raw = (high - low) / count
-    base = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * base for factor in (1, 2, 5, 10) if factor * base >= raw * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def _log_ticks(low: float, high: float) -> list[float]:
-    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for factors in ((1, 2, 5), (1, 3), (1,)):
-        ticks = [f * 10.0**e for e in exponents for f in factors if low <= f * 10.0**e <= high]
-        if len(ticks) <= 7:
-            return ticks
-    return ticks[:: math.ceil(len(ticks) / 7)]
-
-
 def _buckets(points: Sequence[Point]) -> list[tuple[float, float, float, float]]:
     """Mean step, lowest, mean and highest loss of up to ``_MOST_BUCKETS`` runs of steps."""
     width = math.ceil(len(points) / _MOST_BUCKETS)
@@ -82,56 +58,19 @@ def loss_curve(points: Sequence[Point]) -> Markup:
     finite = [point for point in points if math.isfinite(point[1])]
     if len(finite) < 2:
         return Markup('<p class="note">No loss curve: fewer than two steps were logged.</p>')
-    lowest, highest = min(loss for _, loss in finite), max(loss for _, loss in finite)
-    logarithmic = lowest > 0 and highest / lowest > 10
-    if logarithmic:
-        floor, ceiling = lowest / 1.1, highest * 1.1
-        ticks = _log_ticks(floor, ceiling)
-    else:
-        floor, ceiling = min(0.0, lowest), highest * 1.02 if highest > 0 else highest + 1.0
-        ticks = _nice_ticks(floor, ceiling, 5)
     last_step = finite[-1][0]
-
-    def across(step: float) -> float:
-        return 100 * step / max(last_step, 1)
-
-    def down(loss: float) -> float:
-        if logarithmic:
-            share = math.log(ceiling / loss) / math.log(ceiling / floor)
-        else:
-            share = (ceiling - loss) / (ceiling - floor)
-        return _TOP + share * (_BOTTOM - _TOP)
-
+    axes = Axes(last_step, min(y for _, y in finite), max(y for _, y in finite))
     buckets = _buckets(finite)
-    upper = [f"{across(step) * 10:.1f},{down(high):.1f}" for step, _, _, high in buckets]
-    lower = [f"{across(step) * 10:.1f},{down(low):.1f}" for step, low, _, _ in buckets]
-    line = [f"{across(step) * 10:.1f},{down(mean):.1f}" for step, _, mean, _ in buckets]
-    grid = Markup("").join(
-        Markup(
-            '<line class="grid" x1="0" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/>'
-            '<text class="tick" x="-8" y="{text:.1f}" text-anchor="end">{label}</text>'
-        ).format(y=down(tick), text=down(tick) + 4, label=f"{tick:.4g}")
-        for tick in ticks
-    )
-    steps = [int(step) for step in _nice_ticks(0, last_step, 4) if float(step).is_integer()]
-    marks = Markup("").join(
-        Markup(
-            '<text class="tick" x="{x:.2f}%" y="{y}" text-anchor="{anchor}">{step:,}</text>'
-        ).format(
-            x=across(step),
-            y=_BOTTOM + 20,
-            anchor="start" if step == 0 else "end" if across(step) > 97 else "middle",
-            step=step,
-        )
-        for step in steps
-    )
+    upper = axes.points([(step, high) for step, _, _, high in buckets])
+    lower = axes.points([(step, low) for step, low, _, _ in buckets])
+    line = axes.points([(step, mean) for step, _, mean, _ in buckets])
     (first_step, first_loss), last_loss = finite[0], buckets[-1][2]
     label = (
         f"Training loss over {last_step:,} steps: from {first_loss:.3g} at step {first_step:,} "
         f"to {last_loss:.3g} at the end."
     )
     return Markup(
-        '<svg class="loss" role="img" aria-label="{label}" height="{height}">{grid}{marks}'
+        '<svg class="loss" role="img" aria-label="{label}" height="{height}">{grid}'
         '<svg width="100%" height="{height}" viewBox="0 0 1000 {height}" '
         'preserveAspectRatio="none"><polygon class="band" points="{band}"/>'
         '<polyline class="line" points="{line}" vector-effect="non-scaling-stroke"/></svg>'
@@ -139,14 +78,55 @@ def loss_curve(points: Sequence[Point]) -> Markup:
         "</svg>"
     ).format(
         label=label,
-        height=_HEIGHT,
-        grid=grid,
-        marks=marks,
+        height=HEIGHT,
+        grid=axes.grid(),
         band=" ".join(upper + lower[::-1]),
         line=" ".join(line),
         last=last_loss,
-        last_y=down(buckets[-1][3]) - 8,
+        last_y=axes.down(buckets[-1][3]) - 8,
     )
+
+
+def curves(named: Mapping[str, Sequence[Point]], what: str) -> Markup:
+    """Several series of one quantity in one picture, with a legend where there are several.
+
+    Args:
+        named: the points of each series, up to six.
+        what: the quantity and its unit, for those who cannot see the picture.
+    """
+    drawn = {
+        name: [point for point in points if math.isfinite(point[1])]
+        for name, points in named.items()
+    }
+    drawn = {name: points for name, points in drawn.items() if len(points) > 1}
+    if not drawn:
+        return Markup('<p class="note">Nothing to draw: fewer than two points were logged.</p>')
+    values = [value for points in drawn.values() for _, value in points]
+    axes = Axes(max(points[-1][0] for points in drawn.values()), min(values), max(values))
+    lines = Markup("").join(
+        Markup(
+            '<polyline class="line series-{n}" points="{p}" vector-effect="non-scaling-stroke"/>'
+        ).format(
+            n=number,
+            p=" ".join(axes.points([(step, mean) for step, _, mean, _ in _buckets(points)])),
+        )
+        for number, points in enumerate(drawn.values())
+    )
+    picture = Markup(
+        '<svg class="loss" role="img" aria-label="{label}" height="{height}">{grid}'
+        '<svg width="100%" height="{height}" viewBox="0 0 1000 {height}" '
+        'preserveAspectRatio="none">{lines}</svg></svg>'
+    ).format(label=f"{what}: {', '.join(drawn)}.", height=HEIGHT, grid=axes.grid(), lines=lines)
+    if len(drawn) == 1:
+        return picture
+    items = Markup("").join(
+        Markup(
+            '<li><svg width="26" height="12"><line class="line series-{n}" x1="0" x2="26" y1="6" '
+            'y2="6"/></svg>{name}</li>'
+        ).format(n=number, name=name)
+        for number, name in enumerate(drawn)
+    )
+    return picture + Markup('<ul class="legend">{}</ul>').format(items)
 
 
 def accuracy_bar(score: Score, goal: float | None = None) -> Markup:

@@ -5,21 +5,28 @@ from hypothesis import strategies as st
 
 from hone.core.errors import ConfigError, DataError
 from hone.core.seeds import rng
-from hone.data import IGNORED, PackedBatches, pack
+from hone.data import IGNORED, PackedBatches, Sample, completion_sample, pack
 
 END = 2
 prompts = st.lists(st.integers(3, 30), max_size=12)
 completions = st.lists(st.integers(3, 30), min_size=1, max_size=8).map(lambda ids: [*ids, END])
-samples_of = st.lists(st.tuples(prompts, completions), min_size=1, max_size=40)
+pairs = st.tuples(prompts, completions)
+samples_of = st.lists(pairs, min_size=1, max_size=40)
 
 
 def make(count, seed=0):
     random = rng(seed)
     lengths = [(random.randint(5, 60), random.randint(1, 40)) for _ in range(count)]
     return [
-        ([random.randint(3, 99) for _ in range(p)], [random.randint(3, 99) for _ in range(c)])
+        completion_sample(
+            [random.randint(3, 99) for _ in range(p)], [random.randint(3, 99) for _ in range(c)]
+        )
         for p, c in lengths
     ]
+
+
+def completions_of(pairs):
+    return [completion_sample(prompt, completion) for prompt, completion in pairs]
 
 
 def unpack(batch):
@@ -36,7 +43,7 @@ def unpack(batch):
 
 
 def test_one_batch_by_hand():
-    batch = pack([([5, 6, 7], [8, 2]), ([], [9, 2]), ([4], [2])])
+    batch = pack(completions_of([([5, 6, 7], [8, 2]), ([], [9, 2]), ([4], [2])]))
     assert batch.input_ids_N.tolist() == [9, 4, 5, 6, 7, 8]
     assert batch.labels_N.tolist() == [2, 2, IGNORED, IGNORED, 8, 2]
     assert batch.position_ids_N.tolist() == [0, 0, 0, 1, 2, 3]
@@ -49,7 +56,7 @@ def test_one_batch_by_hand():
 @settings(max_examples=60, deadline=None)
 @given(samples_of, st.integers(20, 80), st.integers(1, 5), st.integers(0, 3))
 def test_each_sample_once_per_epoch_and_nothing_leaks(samples, tokens, buckets, seed):
-    batches = PackedBatches(samples, tokens, seed, bucket_batches=buckets)
+    batches = PackedBatches(completions_of(samples), tokens, seed, bucket_batches=buckets)
     count = batches.batches_per_epoch
     for epoch in range(2):
         found = []
@@ -65,7 +72,7 @@ def test_each_sample_once_per_epoch_and_nothing_leaks(samples, tokens, buckets, 
 @settings(max_examples=60, deadline=None)
 @given(samples_of, st.integers(1, 6))
 def test_splitting_a_batch_keeps_its_samples(samples, parts):
-    batch = pack(samples)
+    batch = pack(completions_of(samples))
     pieces = batch.split(parts)
     assert len(pieces) == min(parts, batch.n_samples)
     assert sum(piece.n_trained for piece in pieces) == batch.n_trained
@@ -123,7 +130,7 @@ def test_bucketing_brings_similar_lengths_together():
 
 
 def test_long_samples_are_refused_or_dropped_but_never_cut():
-    samples = [*make(50), ([5] * 300, [6] * 10)]
+    samples = [*make(50), completion_sample([5] * 300, [6] * 10)]
     with pytest.raises(DataError, match=r"1 of 51 samples are longer than 120 tokens.*309"):
         PackedBatches(samples, 1000, 0, max_length=120)
     batches = PackedBatches(samples, 1000, 0, max_length=120, drop_overlong=True)
@@ -132,10 +139,34 @@ def test_long_samples_are_refused_or_dropped_but_never_cut():
         PackedBatches(samples[-1:], 1000, 0, max_length=120, drop_overlong=True)
 
 
-@pytest.mark.parametrize("sample", [([4, 5], []), ([], [2])])
+@pytest.mark.parametrize(
+    "sample",
+    [
+        completion_sample([4, 5], []),
+        completion_sample([], [2]),
+        Sample([4, 5]),
+        Sample([4], [5], source=[]),
+    ],
+)
 def test_a_sample_with_nothing_to_train_is_refused(sample):
     with pytest.raises(DataError, match="Sample 1 has nothing to train"):
-        PackedBatches([([4], [2]), sample], 100, 0)
+        PackedBatches([completion_sample([4], [2]), sample], 100, 0)
+
+
+def test_labels_and_tokens_must_be_as_many():
+    with pytest.raises(DataError, match="Sample 0 has 1 labels for 2 tokens"):
+        PackedBatches([Sample([4, 5], [5])], 100, 0)
+
+
+def test_labels_that_are_only_drawn_later_may_be_missing():
+    texts = [Sample([5] * 4), Sample([6] * 4)]
+
+    def encode(index, epoch):
+        labels = [IGNORED] * 4 if index else [IGNORED, 5, IGNORED, IGNORED]
+        return Sample(texts[index].ids, labels)
+
+    batches = PackedBatches(texts, 4, 0, encode=encode)
+    assert sorted(batches.at(step).n_trained for step in range(2)) == [0, 1]
 
 
 def test_no_samples_and_bad_settings_are_refused():
@@ -146,7 +177,7 @@ def test_no_samples_and_bad_settings_are_refused():
 
 
 def test_one_huge_sample_leaves_no_batch_empty():
-    samples = [([3], [2])] * 20 + [([3] * 900, [2])]
+    samples = completions_of([([3], [2])] * 20 + [([3] * 900, [2])])
     batches = PackedBatches(samples, 40, 0, max_length=1000, bucket_batches=4)
     sizes = [len(batches.indices(step)) for step in range(batches.batches_per_epoch)]
     assert min(sizes) >= 1
@@ -157,8 +188,7 @@ def test_a_new_spelling_each_epoch_is_a_function_of_the_epoch():
     samples = make(40)
 
     def encode(index, epoch):
-        prompt, done = samples[index]
-        return [100 + epoch, *prompt], done
+        return Sample([100 + epoch, *samples[index].ids], [IGNORED, *samples[index].labels])
 
     batches = PackedBatches(samples, 500, 0, encode=encode, variant="epoch mark")
     count = batches.batches_per_epoch
@@ -168,10 +198,10 @@ def test_a_new_spelling_each_epoch_is_a_function_of_the_epoch():
 
 
 def test_a_spelling_that_became_too_long_gives_way():
-    samples = [([5, 6], [2])] * 4
+    samples = completions_of([([5, 6], [2])] * 4)
 
     def encode(index, epoch):
-        return ([7] * (3 if index else 50), [2])
+        return completion_sample([7] * (3 if index else 50), [2])
 
     batches = PackedBatches(samples, 10, 0, max_length=10, encode=encode)
     seen = [ids for step in range(batches.batches_per_epoch) for ids, _ in unpack(batches.at(step))]
@@ -181,13 +211,77 @@ def test_a_spelling_that_became_too_long_gives_way():
 def test_the_fingerprint_covers_data_order_and_variant():
     samples = make(30)
     base = PackedBatches(samples, 500, 0).fingerprint
-    assert PackedBatches([(list(p), list(c)) for p, c in samples], 500, 0).fingerprint == base
-    moved = [(p[:-1], [p[-1], *c]) for p, c in samples]
+    same = [Sample(np.array(s.ids), tuple(s.labels)) for s in samples]
+    assert PackedBatches(same, 500, 0).fingerprint == base
+    trained_more = [Sample(s.ids, [*s.ids[1:], s.labels[-1]]) for s in samples]
     for other in (
         PackedBatches(samples, 500, 1),
         PackedBatches(samples, 400, 0),
         PackedBatches(samples[::-1], 500, 0),
-        PackedBatches(moved, 500, 0),
+        PackedBatches(trained_more, 500, 0),
+        PackedBatches([Sample(s.ids, s.labels, source=[1]) for s in samples], 500, 0),
+        PackedBatches([Sample(s.ids, s.labels, target=1) for s in samples], 500, 0),
         PackedBatches(samples, 500, 0, variant="dropout 0.1"),
     ):
         assert other.fingerprint != base
+
+
+def test_sources_and_targets_by_hand():
+    samples = [
+        Sample([5, 6], [6, 2], source=[7, 8, 9]),
+        Sample([4], [2], source=[7]),
+        Sample([4, 4, 4], [2, IGNORED, 2], source=[3]),
+    ]
+    batch = pack(samples)
+    assert batch.input_ids_N.tolist() == [4, 4, 4, 4, 5, 6]
+    assert batch.source_ids_M.tolist() == [7, 3, 7, 8, 9]
+    assert batch.source_cu_seqlens.tolist() == [0, 1, 2, 5]
+    assert (batch.n_tokens, batch.n_trained, batch.max_length) == (11, 5, 3)
+    first, last = batch.split(2)
+    assert (first.n_samples, last.n_samples) == (2, 1)
+    assert (first.n_trained, last.n_trained) == (3, 2)
+    assert last.source_ids_M.tolist() == [7, 8, 9]
+    assert last.source_cu_seqlens.tolist() == [0, 3]
+
+
+@pytest.mark.parametrize(
+    ("targets", "dtype"),
+    [((2, 0, 1), np.int64), ((0.5, 1, 2), np.float32), (((1.0, 0.0),) * 3, np.float32)],
+)
+def test_whole_samples_with_targets(targets, dtype):
+    samples = [
+        Sample([9] * length, target=target)
+        for length, target in zip((3, 2, 1), targets, strict=True)
+    ]
+    batch = pack(samples)
+    assert batch.targets_B.dtype == dtype
+    assert (
+        batch.targets_B.tolist() == [list(t) if isinstance(t, tuple) else t for t in targets][::-1]
+    )
+    assert len(batch.labels_N) == 0
+    assert batch.n_trained == 3
+    assert [part.n_trained for part in batch.split(2)] == [2, 1]
+    assert batch.split(2)[1].targets_B.tolist() == batch.targets_B.tolist()[2:]
+
+
+def test_pairs_count_as_one_each():
+    batch = pack([Sample([5, 6], source=[7]), Sample([5], source=[7, 8, 9])])
+    assert (batch.n_trained, batch.targets_B) == (2, None)
+
+
+def test_a_source_must_fit_the_model_too():
+    samples = [Sample([5], [2], source=[7] * 20), Sample([5], [2], source=[7])]
+    with pytest.raises(
+        DataError, match=r"1 of 2 samples are longer than 10 tokens.*sample 0 has 20"
+    ):
+        PackedBatches(samples, 100, 0, max_length=10)
+    # Twice ten positions are no sequence of twenty.
+    samples = [Sample([5] * 10, [2] * 10, source=[7] * 10)]
+    assert PackedBatches(samples, 100, 0, max_length=10).at(0).n_tokens == 20
+
+
+def test_sources_count_among_the_tokens_of_a_batch():
+    samples = [Sample([5] * 5, [2] * 5, source=[7] * 15)] * 100
+    batches = PackedBatches(samples, 200, 0)
+    assert batches.batches_per_epoch == 10
+    assert {batches.at(step).n_tokens for step in range(10)} == {200}

@@ -12,8 +12,8 @@ import torch
 from tiny import tiny_batches, tiny_model
 
 from hone.core.errors import CapacityError, CheckpointError, ConfigError, HoneError
-from hone.data import IGNORED, pack
-from hone.train import TensorBatch, TrainConfig, checkpoints, train
+from hone.data import IGNORED, completion_sample, pack
+from hone.train import SummedLoss, TensorBatch, TrainConfig, checkpoints, train
 from hone.train.loop import _step
 from hone.train.optimizers import Optimizer
 from hone.train.resume import Counters
@@ -119,7 +119,8 @@ def test_micro_batches_change_nothing(parts):
         config = replace(CONFIG, micro_batches=count, grad_clip=0.0)
         _step(
             tiny_batches(600).at(0),
-            model.packed_loss,
+            model,
+            SummedLoss(),
             optimizer,
             config,
             counters,
@@ -353,11 +354,11 @@ def test_a_full_disk_stops_with_a_sentence_and_can_go_on(tmp_path, monkeypatch):
 
 
 def test_a_micro_batch_without_labels_is_left_out():
-    batch = pack([([5, 6, 7], [8, 2]), ([4, 4], [9, 2])])
+    batch = pack([completion_sample([5, 6, 7], [8, 2]), completion_sample([4, 4], [9, 2])])
     batch.labels_N[: batch.cu_seqlens[1]] = IGNORED
     batch = replace(batch, n_trained=int((batch.labels_N != IGNORED).sum()))
     model, counters = Fragile(set()), Counters()
     optimizer = Optimizer(model, CONFIG, torch.float32)
-    _step(batch, model.packed_loss, optimizer, CONFIG, counters, torch.device("cpu"))
+    _step(batch, model, SummedLoss(), optimizer, CONFIG, counters, torch.device("cpu"))
     assert model.calls == 1
     assert counters.trained_tokens == 2

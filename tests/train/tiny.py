@@ -1,7 +1,7 @@
 """A tiny Llama and a task that it can learn: write the prompt once more."""
 
 from hone.core.seeds import rng
-from hone.data import PackedBatches
+from hone.data import PackedBatches, completion_sample
 from hone.models import CausalLM, ModelConfig
 
 
@@ -11,7 +11,7 @@ def copy_samples(count=200, vocabulary=32, longest=8):
         [random.randrange(4, vocabulary) for _ in range(random.randint(2, longest))]
         for _ in range(count)
     ]
-    return [([1, *word, 3], [*word, 2]) for word in words]
+    return [completion_sample([1, *word, 3], [*word, 2]) for word in words]
 
 
 def tiny_batches(tokens=128, seed=0, **options):

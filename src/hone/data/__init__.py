@@ -4,8 +4,9 @@ No torch, no model and no tokenizer training: what comes out is arrays of number
 """
 
 from hone.data.augment import vary_examples
-from hone.data.packing import IGNORED, Batch, PackedBatches, pack
+from hone.data.packing import Batch, PackedBatches, pack
 from hone.data.read import QuestionSql, iterate_jsonl, read_examples, read_jsonl
+from hone.data.samples import IGNORED, Sample, completion_sample
 from hone.data.splitting import split_groups
 
 __all__ = [
@@ -13,6 +14,8 @@ __all__ = [
     "Batch",
     "PackedBatches",
     "QuestionSql",
+    "Sample",
+    "completion_sample",
     "iterate_jsonl",
     "pack",
     "read_examples",

@@ -1,7 +1,8 @@
-"""Packing tokenised samples into batches without padding and without leakage.
+"""Packing samples into batches without padding and without leakage.
 
 A batch is samples laid end to end. Positions restart at every sample and ``cu_seqlens`` marks where
-each begins, so attention never looks from one into another. Suffix legend: N tokens of a batch.
+each begins, so attention never looks from one into another. What an encoder reads lies end to end
+in the same order. Suffix legend: N tokens of a batch, M tokens of its sources, B its samples.
 
 Order. An epoch's plan is drawn from ``(seed, epoch)`` alone, and every epoch has the same number of
 batches, so the batch of any step is found without replaying the steps before it. The samples are
@@ -22,11 +23,11 @@ import numpy.typing as npt
 
 from hone.core.errors import ConfigError, DataError
 from hone.core.seeds import derive_seed
+from hone.data.samples import IGNORED, Sample
 
-Ids = Sequence[int]
-Sample = tuple[Ids, Ids]
 Encode = Callable[[int, int], Sample]
-IGNORED = -100  # the label of a position without loss
+Ids = npt.NDArray[np.int64]
+Bounds = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,19 +37,27 @@ class Batch:
     Attributes:
         input_ids_N: int64.
         position_ids_N: int64, from 0 in each sample.
-        cu_seqlens: int32 ``[samples + 1]``; sample i is positions ``cu_seqlens[i]`` up to
+        cu_seqlens: int32 ``[B + 1]``; sample i is positions ``cu_seqlens[i]`` up to
             ``cu_seqlens[i + 1]``. Samples stand in order of their length.
-        max_length: tokens of the longest sample.
-        labels_N: int64, the next token where it is trained, :data:`IGNORED` elsewhere.
-        n_trained: number of labels that are trained.
+        max_length: tokens of the longest sample, sources aside.
+        labels_N: int64, what each position is scored by, :data:`IGNORED` where it is not; empty
+            where whole samples are scored.
+        n_trained: number of labels that are trained; where whole samples are scored, of samples.
+        source_ids_M: int64, what an encoder reads, or the second texts of pairs; None for none.
+        source_cu_seqlens: int32 ``[B + 1]``, the bounds of the sources.
+        targets_B: of whole samples: classes, int64 ``[B]``; numbers, float32 ``[B]``; several
+            classes or numbers, float32 ``[B, L]``.
     """
 
-    input_ids_N: npt.NDArray[np.int64]  # noqa: N815
-    position_ids_N: npt.NDArray[np.int64]  # noqa: N815
-    cu_seqlens: npt.NDArray[np.int32]
+    input_ids_N: Ids  # noqa: N815
+    position_ids_N: Ids  # noqa: N815
+    cu_seqlens: Bounds
     max_length: int
-    labels_N: npt.NDArray[np.int64]  # noqa: N815
+    labels_N: Ids  # noqa: N815
     n_trained: int
+    source_ids_M: Ids | None = None  # noqa: N815
+    source_cu_seqlens: Bounds | None = None
+    targets_B: npt.NDArray[np.int64] | npt.NDArray[np.float32] | None = None  # noqa: N815
 
     @property
     def n_samples(self) -> int:
@@ -57,51 +66,87 @@ class Batch:
 
     @property
     def n_tokens(self) -> int:
-        """Number of positions, trained or not."""
-        return len(self.input_ids_N)
+        """Number of positions, trained or not, the sources' included."""
+        return len(self.input_ids_N) + (0 if self.source_ids_M is None else len(self.source_ids_M))
 
     def split(self, parts: int) -> list["Batch"]:
         """At most ``parts`` batches of whole samples with about equal tokens, in order."""
         parts = min(parts, self.n_samples)
         if parts == 1:
             return [self]
-        cuts = _balanced_cuts(np.diff(self.cu_seqlens), parts)
+        lengths = np.diff(self.cu_seqlens)
+        if self.source_cu_seqlens is not None:
+            lengths = lengths + np.diff(self.source_cu_seqlens)
+        cuts = _balanced_cuts(lengths, parts)
         return [self._slice(int(a), int(b)) for a, b in pairwise(cuts)]
 
     def _slice(self, first: int, last: int) -> "Batch":
         cu = self.cu_seqlens[first : last + 1]
         tokens = slice(int(cu[0]), int(cu[-1]))
         labels = self.labels_N[tokens]
+        source_ids, source_cu = self.source_ids_M, self.source_cu_seqlens
+        if source_ids is not None and source_cu is not None:
+            source_cu = source_cu[first : last + 1]
+            source_ids = source_ids[int(source_cu[0]) : int(source_cu[-1])]
+            source_cu = source_cu - source_cu[0]
         return Batch(
             self.input_ids_N[tokens],
             self.position_ids_N[tokens],
             cu - cu[0],
             int(np.diff(cu).max()),
             labels,
-            int((labels != IGNORED).sum()),
+            int((labels != IGNORED).sum()) if len(self.labels_N) else last - first,
+            source_ids,
+            source_cu,
+            None if self.targets_B is None else self.targets_B[first:last],
         )
 
 
 def pack(samples: Sequence[Sample]) -> Batch:
-    """Lay ``samples`` end to end, shortest first.
+    """Lay ``samples`` end to end, shortest first; all of them are scored in the same way."""
+    ordered = sorted(samples, key=lambda sample: sample.length)
+    ids, cu = _lay([sample.ids for sample in ordered])
+    lengths = np.diff(cu)
+    by_token = any(len(sample.labels) for sample in ordered)
+    labels, label_cu = _lay([sample.labels for sample in ordered])
+    assert not by_token or np.array_equal(label_cu, cu), "a label for each position"
+    source_ids, source_cu = None, None
+    if ordered[0].source is not None:
+        sources = [sample.source for sample in ordered if sample.source is not None]
+        source_ids, source_cu = _lay(sources)
+        assert len(sources) == len(ordered), "a source for each sample"
+    return Batch(
+        ids,
+        np.arange(len(ids), dtype=np.int64) - np.repeat(cu[:-1], lengths),
+        cu,
+        int(lengths.max()),
+        labels,
+        int((labels != IGNORED).sum()) if by_token else len(ordered),
+        source_ids,
+        source_cu,
+        _targets(ordered),
+    )
 
-    A sample's last token is only ever a label: it is not among the inputs. Loss is on the
-    completion alone, which should end with the end token.
-    """
-    ordered = sorted(samples, key=lambda sample: len(sample[0]) + len(sample[1]))
-    lengths = np.array([len(prompt) + len(done) - 1 for prompt, done in ordered], dtype=np.int32)
-    cu = np.zeros(len(ordered) + 1, dtype=np.int32)
-    np.cumsum(lengths, out=cu[1:])
-    inputs = np.empty(int(cu[-1]), dtype=np.int64)
-    labels = np.empty(int(cu[-1]), dtype=np.int64)
-    for start, end, (prompt, done) in zip(cu[:-1], cu[1:], ordered, strict=True):
-        ids = np.concatenate((np.asarray(prompt, np.int64), np.asarray(done, np.int64)))
-        inputs[start:end] = ids[:-1]
-        labels[start:end] = ids[1:]
-        labels[start : start + max(len(prompt) - 1, 0)] = IGNORED
-    positions = np.arange(len(inputs), dtype=np.int64) - np.repeat(cu[:-1], lengths)
-    trained = int((labels != IGNORED).sum())
-    return Batch(inputs, positions, cu, int(lengths.max()), labels, trained)
+
+def _lay(sequences: Sequence[Sequence[int]]) -> tuple[Ids, Bounds]:
+    """Sequences end to end, and where each begins."""
+    cu = np.zeros(len(sequences) + 1, dtype=np.int32)
+    np.cumsum([len(sequence) for sequence in sequences], out=cu[1:])
+    laid = np.empty(int(cu[-1]), dtype=np.int64)
+    for start, end, sequence in zip(cu[:-1], cu[1:], sequences, strict=True):
+        laid[start:end] = sequence
+    return laid, cu
+
+
+def _targets(
+    samples: Sequence[Sample],
+) -> npt.NDArray[np.int64] | npt.NDArray[np.float32] | None:
+    targets = [sample.target for sample in samples]
+    if targets[0] is None:
+        return None
+    if all(isinstance(target, int) for target in targets):
+        return np.array(targets, dtype=np.int64)
+    return np.array(targets, dtype=np.float32)
 
 
 class PackedBatches:
@@ -128,16 +173,18 @@ class PackedBatches:
         """Plan batches of about ``tokens_per_batch`` positions.
 
         Args:
-            samples: (prompt ids, completion ids) of each; the completion ends with the end token.
-            tokens_per_batch: the mean over an epoch; one batch differs by up to a sample's length.
+            samples: what to train on, all scored in the same way.
+            tokens_per_batch: the mean over an epoch, sources included; one batch differs by up to a
+                sample's length.
             seed: the order follows from it and the epoch.
-            max_length: longest sample (in positions) that the model takes; by default a batch.
+            max_length: longest sequence (of ids or of a source) that the model takes; by default a
+                batch.
             drop_overlong: leave longer samples out and count them, instead of refusing.
             bucket_batches: see the module; 1 means no grouping by length.
             encode: ``encode(index, epoch)`` gives sample ``index`` (into ``samples``) in another
-                spelling for an epoch, from nothing but its arguments; the plan keeps the lengths of
-                ``samples``. A spelling longer than ``max_length`` gives way to the one in
-                ``samples``, so nothing is ever cut.
+                form for an epoch, from nothing but its arguments: another spelling, or other
+                tokens masked; the plan keeps the lengths of ``samples``. A form longer than
+                ``max_length`` gives way to the one in ``samples``, so nothing is ever cut.
             variant: a name for ``encode`` and its settings, for :attr:`fingerprint`.
 
         Raises:
@@ -152,10 +199,9 @@ class PackedBatches:
             if value < 1:
                 raise ConfigError(f"{name} must be at least 1, not {value}.")
         limit = tokens_per_batch if max_length is None else max_length
-        lengths = np.array([len(p) + len(c) - 1 for p, c in samples], dtype=np.int64)
-        for index, (prompt, done) in enumerate(samples):
-            if not done or not (prompt or len(done) > 1):
-                raise DataError(f"Sample {index} has nothing to train: its completion is empty.")
+        lengths = np.array([sample.longest for sample in samples], dtype=np.int64)
+        for index, sample in enumerate(samples):
+            _check(index, sample, scored=encode is None)
         kept = np.flatnonzero(lengths <= limit)
         self.dropped = len(samples) - len(kept)
         if self.dropped and not drop_overlong:
@@ -170,7 +216,8 @@ class PackedBatches:
                 if self.dropped
                 else "No samples to train on."
             )
-        self._samples, self._kept, self._lengths = samples, kept, lengths[kept]
+        self._samples, self._kept = samples, kept
+        self._lengths = np.array([samples[int(index)].length for index in kept], dtype=np.int64)
         self._limit, self._seed, self._bucket = limit, seed, bucket_batches
         self._encode = encode
         self.n_samples = len(kept)
@@ -196,15 +243,19 @@ class PackedBatches:
         digest = hashlib.sha256(repr(self._settings).encode())
         digest.update(self._lengths.tobytes())
         for index in self._kept:
-            prompt, done = self._samples[int(index)]
-            digest.update(np.asarray([len(prompt), *prompt, *done], np.int64).tobytes())
+            sample = self._samples[int(index)]
+            source = () if sample.source is None else sample.source
+            digest.update(np.array([len(sample.ids), len(source)], np.int64).tobytes())
+            for sequence in (sample.ids, sample.labels, source):
+                digest.update(np.asarray(sequence, np.int64).tobytes())
+            digest.update(repr(sample.target).encode())
         return digest.hexdigest()
 
     def _sample(self, index: int, epoch: int) -> Sample:
         if self._encode is not None:
-            prompt, done = self._encode(index, epoch)
-            if done and 1 < len(prompt) + len(done) <= self._limit + 1:
-                return prompt, done
+            sample = self._encode(index, epoch)
+            if 0 < sample.longest <= self._limit:
+                return sample
         return self._samples[index]
 
     def _draw_plan(self, epoch: int) -> list[npt.NDArray[np.int64]]:
@@ -221,6 +272,27 @@ class PackedBatches:
             inner = _balanced_cuts(self._lengths[bucket], parts)
             batches += [bucket[a:b] for a, b in pairwise(inner)]
         return [batches[index] for index in random.permutation(len(batches))]
+
+
+def _check(index: int, sample: Sample, scored: bool) -> None:
+    if not len(sample.ids) or (sample.source is not None and not len(sample.source)):
+        raise DataError(f"Sample {index} has nothing to train: a text of it has no tokens.")
+    if len(sample.labels) not in (0, len(sample.ids)):
+        raise DataError(
+            f"Sample {index} has {len(sample.labels)} labels for {len(sample.ids)} tokens; give "
+            "each token one."
+        )
+    if not scored:
+        return
+    if len(sample.labels):
+        trained = bool((np.asarray(sample.labels) != IGNORED).any())
+    else:
+        trained = sample.target is not None or sample.source is not None
+    if not trained:
+        raise DataError(
+            f"Sample {index} has nothing to train: no token of it has a label, and the whole no "
+            "target."
+        )
 
 
 def _balanced_cuts(lengths: npt.NDArray, parts: int) -> npt.NDArray[np.int64]:

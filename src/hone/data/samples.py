@@ -27,7 +27,12 @@ class Sample:
     @property
     def length(self) -> int:
         """Positions that are computed, the source's included."""
-        return len(self.ids) + len(self.source or ())
+        return len(self.ids) + (0 if self.source is None else len(self.source))
+
+    @property
+    def longest(self) -> int:
+        """Positions of the longest sequence that the model reads."""
+        return max(len(self.ids), 0 if self.source is None else len(self.source))
 
 
 def completion_sample(prompt: Sequence[int], completion: Sequence[int]) -> Sample:

@@ -13,7 +13,7 @@ from hone.core.errors import DataError
 from hone.core.files import atomic_path, read_json, sha256_file, write_json
 from hone.core.progress import progress
 from hone.core.seeds import derive_seed
-from hone.data import PackedBatches
+from hone.data import PackedBatches, completion_sample
 from hone.evals.charts import read_losses
 from hone.evals.records import Scored, read_records, write_records
 from hone.evals.report import ReportInputs, write_report
@@ -126,7 +126,7 @@ class Work:
         assert bos is not None
         assert eos is not None
         samples = [
-            ([bos, *prompt], [*completion, eos])
+            completion_sample([bos, *prompt], [*completion, eos])
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
         return PackedBatches(

@@ -98,7 +98,7 @@ def render_report(inputs: ReportInputs) -> str:
     failed = [record for record in model.records if not record.ok]
     patterns = [item for item in by_pattern(model.records).items() if item[1].value < 1]
     page = (
-        _environment()
+        page_environment()
         .get_template("report.html.jinja")
         .render(
             inputs=inputs,
@@ -117,7 +117,7 @@ def render_report(inputs: ReportInputs) -> str:
                 _table_view(table, inputs.schema) for table in inputs.schema.tables[:_MOST_TABLES]
             ],
             most_columns=_MOST_COLUMNS,
-            settings=_sections({"decoding": inputs.decoding, **inputs.manifest}),
+            settings=setting_sections({"decoding": inputs.decoding, **inputs.manifest}),
             slowest=max(inputs.stage_seconds.values(), default=0.0),
         )
     )
@@ -235,7 +235,7 @@ def _table_view(table: Table, schema: Schema) -> dict[str, object]:
     }
 
 
-def _sections(manifest: Mapping[str, object]) -> list[tuple[str, list[tuple[str, str]]]]:
+def setting_sections(manifest: Mapping[str, object]) -> list[tuple[str, list[tuple[str, str]]]]:
     """A manifest as tables of a name and a value: one for each of its mappings, deeper ones dotted.
 
     What stands outside any mapping comes first.
@@ -275,7 +275,8 @@ def _label(korean: tuple[str, ...], english: tuple[str, ...]) -> str:
 
 
 @cache
-def _environment() -> jinja2.Environment:
+def page_environment() -> jinja2.Environment:
+    """What renders the pages' templates, everything escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,

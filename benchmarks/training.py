@@ -27,8 +27,7 @@ from machine import Machine, measure
 
 from hone.kernels import keep_freed_memory, preferred_dtype
 from hone.models import CausalLM, ModelConfig, load_model, save_checkpoint
-from hone.train import TrainConfig
-from hone.train.loop import TensorBatch
+from hone.train import TensorBatch, TrainConfig
 from hone.train.optimizers import Optimizer
 
 LENGTH = 512

@@ -3,8 +3,19 @@
 Not here: what a model is (models), how batches are made (data), or scoring answers (evals).
 """
 
+from hone.train.batches import Batches, TensorBatch
 from hone.train.config import TrainConfig
-from hone.train.loop import Batches, TensorBatch, TrainResult, train
+from hone.train.loop import TrainResult, train
+from hone.train.objectives import Objective, SummedLoss
 from hone.train.resume import Counters
 
-__all__ = ["Batches", "Counters", "TensorBatch", "TrainConfig", "TrainResult", "train"]
+__all__ = [
+    "Batches",
+    "Counters",
+    "Objective",
+    "SummedLoss",
+    "TensorBatch",
+    "TrainConfig",
+    "TrainResult",
+    "train",
+]

@@ -36,8 +36,8 @@ class TrainConfig:
         steps: optimizer steps; the only budget, so that the clock decides nothing.
         micro_batches: parts (of whole samples) that a step's batch is computed in, to save memory;
             the gradient is the same.
-        optimizer: ``muon`` trains hidden matrices with Muon and all else with AdamW; ``_8bit`` keeps
-            AdamW's state in blocks of 8 bits; ``paged`` keeps it in the host's memory;
+        optimizer: ``muon`` trains hidden matrices with Muon and all else with AdamW; ``_8bit``
+            keeps AdamW's state in blocks of 8 bits; ``paged`` keeps it in the host's memory;
             ``adafactor`` keeps sums of rows and columns only.
         learning_rate: peak rate of AdamW.
         muon_learning_rate: peak rate of Muon.
@@ -130,5 +130,6 @@ class TrainConfig:
             )
 
     def identity(self) -> dict[str, Any]:
-        """The settings that the trained weights depend on."""
-        return {key: value for key, value in asdict(self).items() if key not in _WITHOUT_EFFECT}
+        """The settings that the trained weights depend on, as JSON gives them back."""
+        kept = {key: value for key, value in asdict(self).items() if key not in _WITHOUT_EFFECT}
+        return {**kept, "freeze": list(self.freeze)}

@@ -11,20 +11,22 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hone.core.errors import HoneError
 from hone.core.progress import progress
 from hone.core.seeds import derive_seed
 from hone.data import Batch
 from hone.kernels import keep_freed_memory, preferred_dtype
+from hone.train.batches import Batches, TensorBatch
 from hone.train.checkpoints import CheckpointStore
 from hone.train.config import TrainConfig
 from hone.train.interrupt import deferred_interrupt
 from hone.train.metrics import MetricsLog
+from hone.train.objectives import Objective, SummedLoss
 from hone.train.optimizers import Optimizer
 from hone.train.resume import (
     Counters,
@@ -39,38 +41,6 @@ from hone.train.resume import (
 from hone.train.schedules import rate_at
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-class Batches(Protocol):
-    """Batches by step, e.g. :class:`hone.data.PackedBatches`."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes whenever the batch of any step does."""
-
-    def at(self, step: int) -> Batch:
-        """The batch of ``step``, from 0."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorBatch:
-    """A :class:`hone.data.Batch` as tensors; see there."""
-
-    input_ids_N: Tensor  # noqa: N815
-    position_ids_N: Tensor  # noqa: N815
-    cu_seqlens: Tensor
-    max_length: int
-    labels_N: Tensor  # noqa: N815
-    n_trained: int
-
-    @classmethod
-    def of(cls, batch: Batch, device: torch.device | str = "cpu") -> "TensorBatch":
-        """Copy ``batch`` to ``device``."""
-        ids, positions, bounds, labels = (
-            torch.from_numpy(array).to(device)
-            for array in (batch.input_ids_N, batch.position_ids_N, batch.cu_seqlens, batch.labels_N)
-        )
-        return cls(ids, positions, bounds, batch.max_length, labels, batch.n_trained)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +72,7 @@ def train(
     config: TrainConfig,
     out_dir: str | Path,
     *,
+    objective: Objective | None = None,
     on_step: Callable[[Counters], None] | None = None,
     evaluate: Callable[[nn.Module, int], Mapping[str, Any]] | None = None,
     fresh: bool = False,
@@ -115,6 +86,7 @@ def train(
         batches: the batch of each step.
         config: the settings.
         out_dir: gets ``metrics.jsonl`` and ``checkpoints/``.
+        objective: what the gradients are of; by default :class:`SummedLoss`.
         on_step: called after each step, with counters that are not to be changed.
         evaluate: called with the (averaged) model and the number of steps done, every
             ``evaluate_every`` steps; what it returns becomes a line of ``metrics.jsonl``.
@@ -147,7 +119,6 @@ def train(
     if device.type == "cpu":
         keep_freed_memory()
     model.train()
-    loss_of = cast(Callable[[TensorBatch], Tensor], model.packed_loss)
 
     with torch.random.fork_rng(devices=_cuda_only(device)):
         torch.manual_seed(derive_seed(config.seed, "train"))
@@ -170,7 +141,7 @@ def train(
             while counters.step < config.steps:
                 started = time.perf_counter()
                 batch = batches.at(counters.step)
-                _step(batch, loss_of, optimizer, config, counters, device)
+                _step(batch, model, objective or SummedLoss(), optimizer, config, counters, device)
                 now = time.perf_counter()
                 counters.window_seconds += now - started
                 counters.seconds = before + now - begun
@@ -205,7 +176,8 @@ def train(
 
 def _step(
     batch: Batch,
-    loss_of: Callable[[TensorBatch], Tensor],
+    model: nn.Module,
+    objective: Objective,
     optimizer: Optimizer,
     config: TrainConfig,
     counters: Counters,
@@ -216,13 +188,10 @@ def _step(
         counters.skipped_empty += 1
         return
     optimizer.clear_gradients()
-    total = 0.0
-    for part in batch.split(config.micro_batches):
-        if part.n_trained:
-            loss = loss_of(TensorBatch.of(part, device))
-            (loss / batch.n_trained).backward()
-            optimizer.collect_gradients()
-            total += loss.item()
+    parts = [
+        TensorBatch.of(part, device) for part in batch.split(config.micro_batches) if part.n_trained
+    ]
+    total = objective.backward(model, parts, batch.n_trained, optimizer.collect_gradients)
     norm = optimizer.clip_gradients()
     counters.grad_norm = norm if math.isfinite(norm) else None
     counters.tokens += batch.n_tokens

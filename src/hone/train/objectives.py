@@ -1,0 +1,54 @@
+"""What a step's gradients are the gradients of."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, cast
+
+from torch import Tensor, nn
+
+from hone.train.batches import TensorBatch
+
+
+class Objective(Protocol):
+    """Computes the gradients of one step."""
+
+    def backward(
+        self,
+        model: nn.Module,
+        parts: Sequence[TensorBatch],
+        divisor: float,
+        after_part: Callable[[], None],
+    ) -> float:
+        """Add the gradients of (summed loss of ``parts``) / ``divisor`` to the model's weights.
+
+        Args:
+            parts: what this process computes of the step, each part small enough for the memory;
+                there may be none of them.
+            divisor: what the whole step trains (over all parts and processes), divided by the scale
+                of the loss where there is one.
+            after_part: to be called after every backward pass that adds to the gradients; it takes
+                them to where they are summed in float32.
+
+        Returns:
+            The summed loss of ``parts``, not divided.
+        """
+
+
+class SummedLoss:
+    """The sum of ``model.packed_loss(part)``: whatever is scored token by token or text by text."""
+
+    def backward(
+        self,
+        model: nn.Module,
+        parts: Sequence[TensorBatch],
+        divisor: float,
+        after_part: Callable[[], None],
+    ) -> float:
+        """See :class:`Objective`."""
+        loss_of = cast(Callable[[TensorBatch], Tensor], model.packed_loss)
+        total = 0.0
+        for part in parts:
+            loss = loss_of(part)
+            (loss / divisor).backward()
+            after_part()
+            total += loss.item()
+        return total

@@ -163,7 +163,7 @@ def test_a_hub_that_refuses(push, hub, model, monkeypatch):
 
 
 def test_what_was_pushed_is_found_by_its_name(push, hone_command, hub, model):
-    from hone.engine.lm import find_checkpoint
+    from hone.core.hub import find_checkpoint
 
     assert push(model, "hf://shop/sql")[0] == 0
     for name in ("hf://shop/sql", Path("hf://shop/sql"), "shop/sql@main"):

@@ -17,13 +17,12 @@ from hone.models.positions import (
     Llama3Scaling,
     LongScaling,
     Rotary,
-    RotaryTable,
     YarnScaling,
     read_rope,
-    rotary_frequencies,
     write_rope,
 )
 from hone.models.rotary import SCALINGS
+from hone.models.rotary_table import RotaryTable, rotary_frequencies
 
 CONTEXT = 96
 

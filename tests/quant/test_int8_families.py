@@ -8,8 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hone.core.errors import CheckpointError
-from hone.models import load_config, load_model, save_checkpoint
-from hone.models.checkpoint import read_config
+from hone.models import load_config, load_model, read_config, save_checkpoint
 from hone.models.heads import make_model
 from hone.models.summary import summarise
 from hone.quant import Int8Linear, quantize_checkpoint

@@ -27,7 +27,7 @@ def quantize(
     from rich.console import Console
 
     from hone.core.errors import ConfigError
-    from hone.engine.lm import find_checkpoint
+    from hone.core.hub import find_checkpoint
     from hone.quant import quantize_checkpoint
 
     source = find_checkpoint(model)

@@ -18,12 +18,11 @@ def show(
     from rich.markup import escape
     from rich.table import Table
 
-    from hone.core.hub import CONFIG_FILES, resolve
-    from hone.engine.lm import find_checkpoint
+    from hone.core.hub import CONFIG_FILES, find_checkpoint
     from hone.models import load_config
     from hone.models.summary import summarise
 
-    directory = find_checkpoint(resolve(model, files=CONFIG_FILES))
+    directory = find_checkpoint(model, files=CONFIG_FILES)
     config = load_config(directory)
     summary = summarise(config)
     if as_json:

@@ -1,6 +1,5 @@
 """Reading TOML files into typed settings, with sentences for what is wrong in them."""
 
-import difflib
 import re
 import tomllib
 from collections.abc import Iterable
@@ -10,6 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hone.core.errors import ConfigError
+from hone.core.nearest import nearest
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -18,15 +18,6 @@ class Settings(BaseModel):
     """Base of every settings table: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`` Did you mean "x"?`` for the known name closest to ``name``, or the list of known names."""
-    names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    if close:
-        return f'Did you mean "{close[0]}"?'
-    return "Known: " + ", ".join(names) + "."
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from hone.core.config import nearest
 from hone.core.errors import DataError
+from hone.core.nearest import nearest
 
 _KINDS = {
     str: "a string",

@@ -12,7 +12,7 @@ import torch
 import hone.quant  # noqa: F401 - makes quantized checkpoints readable
 from hone.core.errors import CheckpointError, DataError, RequestError
 from hone.core.files import read_json
-from hone.core.hub import resolve
+from hone.core.hub import find_checkpoint
 from hone.engine.generate import Finished, GenerationResult, Generator, Stream, generate
 from hone.engine.invariance import RowCounts, safe_row_counts
 from hone.engine.sampling import SamplingParams
@@ -167,31 +167,6 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if found and all(isinstance(item, Integral) for item in found):
         return [found]  # type: ignore[list-item]
     return found  # type: ignore[return-value]
-
-
-def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint directory that ``path`` means: itself, or ``checkpoint/`` in a run.
-
-    A name on the hub, ``hf://org/name`` or ``org/name``, means its files in the cache.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    path = resolve(path)
-    if path.is_file():
-        raise CheckpointError(f"{path} is a file; give its directory, {path.parent}.")
-    if (path / "config.json").is_file():
-        return path
-    if (path / "checkpoint" / "config.json").is_file():
-        return path / "checkpoint"
-    if (path / "recipe.json").is_file():
-        raise CheckpointError(
-            f"{path} is a run whose model is not trained yet; finish it with the command that "
-            "started it."
-        )
-    raise CheckpointError(
-        f"{path} is neither a checkpoint (it has no config.json) nor a run (it has no checkpoint/)."
-    )
 
 
 def load(

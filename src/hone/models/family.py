@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hone.core.config import nearest
 from hone.core.errors import CheckpointError
+from hone.core.nearest import nearest
 from hone.models.config import Head, ModelConfig
 from hone.models.keys import Keys
 from hone.models.rules import EachExpert, Rule

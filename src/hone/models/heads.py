@@ -2,8 +2,8 @@
 
 import torch
 
-from hone.core.config import nearest
 from hone.core.errors import CheckpointError, RequestError
+from hone.core.nearest import nearest
 from hone.models.config import HEADS, Head, ModelConfig
 from hone.models.language import CausalLM, MaskedLM, Seq2SeqLM
 from hone.models.model import Model

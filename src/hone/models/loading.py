@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from hone.core.errors import CapacityError, CheckpointError, DataError, RequestError
 from hone.core.files import read_json
-from hone.models.checkpoint import WEIGHTS, dtype_name, load_config
+from hone.models.checkpoint import WEIGHTS, dtype_name
 from hone.models.config import HEADS, Head, ModelConfig
+from hone.models.config_files import load_config
 from hone.models.families import find_family
 from hone.models.heads import fits, make_model
 from hone.models.meta import without_memory

@@ -12,10 +12,8 @@ from hone.models.rotary import (
     LongScaling,
     RopeScaling,
     Rotary,
-    RotaryTable,
     YarnScaling,
     check_whole,
-    rotary_frequencies,
 )
 
 __all__ = [
@@ -31,11 +29,9 @@ __all__ = [
     "Positions",
     "RopeScaling",
     "Rotary",
-    "RotaryTable",
     "Sinusoidal",
     "YarnScaling",
     "read_rope",
-    "rotary_frequencies",
     "write_rope",
 ]
 

@@ -4,14 +4,15 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from hone.models.config import ModelConfig
 
-Split = Callable[[Tensor, ModelConfig], Sequence[Tensor]]
-Join = Callable[[Sequence[Tensor], ModelConfig], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Split = Callable[["Tensor", ModelConfig], Sequence["Tensor"]]
+Join = Callable[[Sequence["Tensor"], ModelConfig], "Tensor"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class EachExpert:
 def split_rows(*parts: Callable[[ModelConfig], int]) -> Split:
     """Their tensor holds ours behind one another; ``parts`` say how many rows each has."""
 
-    def split(tensor: Tensor, config: ModelConfig) -> Sequence[Tensor]:
+    def split(tensor: "Tensor", config: ModelConfig) -> "Sequence[Tensor]":
         sizes = [part(config) for part in parts]
         if tensor.shape[0] != sum(sizes):
             return [tensor] * len(sizes)  # of the wrong shape, which is reported by name
@@ -71,19 +72,23 @@ def split_rows(*parts: Callable[[ModelConfig], int]) -> Split:
     return split
 
 
-def join_rows(tensors: Sequence[Tensor], config: ModelConfig) -> Tensor:
+def join_rows(tensors: "Sequence[Tensor]", config: ModelConfig) -> "Tensor":
     """The inverse of :func:`split_rows`."""
+    import torch
+
     return torch.cat(tuple(tensors))
 
 
-def split_heads(tensor: Tensor, config: ModelConfig) -> Sequence[Tensor]:
+def split_heads(tensor: "Tensor", config: ModelConfig) -> "Sequence[Tensor]":
     """Their rows are a query, a key and a value of each head in turn (GPT-NeoX, BLOOM)."""
     qkv = tensor.unflatten(0, (config.num_attention_heads, 3, config.head_dim))
     return [part.flatten(0, 1) for part in qkv.unbind(1)]
 
 
-def join_heads(tensors: Sequence[Tensor], config: ModelConfig) -> Tensor:
+def join_heads(tensors: "Sequence[Tensor]", config: ModelConfig) -> "Tensor":
     """The inverse of :func:`split_heads`."""
+    import torch
+
     by_head = [part.unflatten(0, (config.num_attention_heads, -1)) for part in tensors]
     return torch.stack(by_head, dim=1).flatten(0, 2)
 

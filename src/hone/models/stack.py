@@ -13,7 +13,8 @@ from hone.kernels.positions import alibi_slopes, relative_buckets, sinusoids
 from hone.models.blocks import BLOCKS, Step, make_norm
 from hone.models.config import ModelConfig
 from hone.models.context import Context
-from hone.models.positions import Alibi, Buckets, Learned, Rotary, RotaryTable, Sinusoidal
+from hone.models.positions import Alibi, Buckets, Learned, Rotary, Sinusoidal
+from hone.models.rotary_table import RotaryTable
 
 
 class RelativeBias:

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from hone.core.config import Settings, nearest, override, parse, read_toml
+from hone.core.config import Settings, override, parse, read_toml
 from hone.core.errors import ConfigError
+from hone.core.nearest import nearest
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]

@@ -6,6 +6,7 @@ can refuse. Not here: what the files mean (models, text), and the text of a mode
 The library that speaks to the hub is imported where it is used: most commands never need it.
 """
 
+from hone.core.hub.checkpoints import find_checkpoint
 from hone.core.hub.download import resolve
 from hone.core.hub.names import CHECKPOINT_FILES, CONFIG_FILES, HubName, parse_name
 from hone.core.hub.upload import checkpoint_files, destination, upload
@@ -16,6 +17,7 @@ __all__ = [
     "HubName",
     "checkpoint_files",
     "destination",
+    "find_checkpoint",
     "parse_name",
     "resolve",
     "upload",

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from hone.core.config import nearest
 from hone.core.errors import RequestError
-from hone.engine.lm import find_checkpoint
+from hone.core.hub import find_checkpoint
+from hone.core.nearest import nearest
 from hone.engine.pipelines.base import Pipeline
 from hone.engine.pipelines.feature_extraction import FeatureExtraction
 from hone.engine.pipelines.fill_mask import FillMask

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 import hone.quant  # noqa: F401 - makes quantized checkpoints readable
-from hone.core.config import nearest
 from hone.core.errors import RequestError
+from hone.core.nearest import nearest
 from hone.engine.pipelines.inputs import Encoded, Text, cut, encode
 from hone.kernels import preferred_dtype
 from hone.models import Head, ModelConfig, check_vocabulary, load_config, load_model

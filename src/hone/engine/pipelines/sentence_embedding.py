@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from hone.core.config import nearest
 from hone.core.errors import RequestError
+from hone.core.nearest import nearest
 from hone.engine.pipelines.base import Reader, checked_texts
 
 _POOLINGS = ("cls", "mean", "last")

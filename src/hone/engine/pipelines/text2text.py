@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from hone.core.config import nearest
 from hone.core.errors import CheckpointError, RequestError
+from hone.core.nearest import nearest
 from hone.engine.pipelines.base import checked_texts, cut_length, cuts
 from hone.engine.pipelines.decoding import Decoding, known_only
 from hone.engine.pipelines.inputs import cut, encode

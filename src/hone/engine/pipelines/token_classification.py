@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hone.core.config import nearest
 from hone.core.errors import RequestError
+from hone.core.nearest import nearest
 from hone.engine.pipelines.base import Reader, checked_texts
 from hone.engine.pipelines.inputs import Encoded, Text, encode, windows
 

@@ -2,9 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from hone.models.config import ModelConfig
 from hone.models.family import Family
@@ -12,6 +10,9 @@ from hone.models.fields import common_fields, field_of, written_common
 from hone.models.keys import Keys, written_activation
 from hone.models.positions import Learned
 from hone.models.rules import Rule
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _DEFAULTS = {
     "vocab_size": 50265,
@@ -109,7 +110,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
     return values
 
 
-def _row(tensor: Tensor, config: ModelConfig) -> Sequence[Tensor]:
+def _row(tensor: "Tensor", config: ModelConfig) -> "Sequence[Tensor]":
     """A bias that they hold as ``[1, V]``."""
     return [tensor.flatten()]
 

@@ -4,17 +4,17 @@ Shapes: E hidden.
 """
 
 from collections.abc import Sequence
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from hone.models.config import ModelConfig
 from hone.models.family import Family
 from hone.models.fields import common_fields, written_common
 from hone.models.keys import Keys, written_activation
 from hone.models.positions import Learned
-from hone.models.rules import Rule
+from hone.models.rules import Rule, join_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _DEFAULTS = {
     "vocab_size": 50257,
@@ -77,13 +77,13 @@ def write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _split(tensor: Tensor, config: ModelConfig) -> Sequence[Tensor]:
+def _split(tensor: "Tensor", config: ModelConfig) -> "Sequence[Tensor]":
     """Queries, keys and values from ``[E, 3E]``, or from a bias ``[3E]``."""
     return tensor.t().chunk(3)
 
 
-def _join(tensors: Sequence[Tensor], config: ModelConfig) -> Tensor:
-    return torch.cat(tuple(tensors)).t()
+def _join(tensors: "Sequence[Tensor]", config: ModelConfig) -> "Tensor":
+    return join_rows(tensors, config).t()
 
 
 def _turned(theirs: str, ours: str) -> Rule:

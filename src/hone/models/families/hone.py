@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from hone.core.config import nearest
 from hone.core.errors import CheckpointError
+from hone.core.nearest import nearest
 from hone.models.config import ModelConfig
 from hone.models.family import Family
 from hone.models.fields import special_tokens

@@ -1,0 +1,36 @@
+"""Where the checkpoint lies in what a name means."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hone.core.errors import CheckpointError
+from hone.core.hub.download import resolve
+from hone.core.hub.names import CHECKPOINT_FILES
+
+
+def find_checkpoint(path: str | Path, *, files: Sequence[str] = CHECKPOINT_FILES) -> Path:
+    """The checkpoint directory that ``path`` means: itself, or ``checkpoint/`` in a run.
+
+    A name on the hub, ``hf://org/name`` or ``org/name``, means its files in the cache.
+
+    Args:
+        files: patterns of what is needed from the hub, as in :func:`resolve`.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = resolve(path, files=files)
+    if path.is_file():
+        raise CheckpointError(f"{path} is a file; give its directory, {path.parent}.")
+    if (path / "config.json").is_file():
+        return path
+    if (path / "checkpoint" / "config.json").is_file():
+        return path / "checkpoint"
+    if (path / "recipe.json").is_file():
+        raise CheckpointError(
+            f"{path} is a run whose model is not trained yet; finish it with the command that "
+            "started it."
+        )
+    raise CheckpointError(
+        f"{path} is neither a checkpoint (it has no config.json) nor a run (it has no checkpoint/)."
+    )

@@ -16,6 +16,7 @@ from hone.cli.generate import generate
 from hone.cli.push import push
 from hone.cli.quantize import quantize
 from hone.cli.run import run
+from hone.cli.runs import runs
 from hone.cli.show import show
 from hone.core import progress
 from hone.core.errors import ConfigError, HoneError, RequestError
@@ -60,6 +61,7 @@ app.command("chat")(chat)
 app.command("quantize")(quantize)
 app.command("show")(show)
 app.command("push")(push)
+app.command("runs")(runs)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from hone.evals.records import json_lines
 from hone.evals.report import page_environment, setting_sections
 
 # What metrics.jsonl may hold, and how a page calls it, with its unit.
-_SERIES = {
+SERIES = {
     "lr": "Learning rate",
     "tokens_per_second": "Tokens per second",
     "grad_norm": "Norm of the gradient",
@@ -107,7 +107,7 @@ def render_training_report(report: TrainingReport) -> str:
     }
     more = [
         (title, curves({title: points}, title))
-        for key, title in _SERIES.items()
+        for key, title in SERIES.items()
         if len(points := series(report.metrics, key)) > 1
     ]
     largest = max(report.memory.values(), default=0)

@@ -8,7 +8,7 @@ import torch
 
 from hone.core.errors import ConfigError
 from hone.engine.cache import RowCache
-from hone.models import CausalLM, load_model, save_checkpoint
+from hone.models import CausalLM, load_model, make_model, save_checkpoint
 from hone.recipes.architecture import model_config
 from hone.recipes.settings import ModelSettings
 
@@ -146,3 +146,38 @@ def test_a_damaged_file_of_ones_own_is_one_sentence(tmp_path):
 def test_choices_that_contradict_one_another_are_refused(choices, expected):
     with pytest.raises(ValueError, match=expected):
         settings(choices)
+
+
+POST = {"norm": "layer", "biases": True, "gated": False, "activation": "gelu", "block": "post"}
+
+
+@pytest.mark.parametrize(
+    ("head", "choices", "family"),
+    [
+        ("masked", {"kv_heads": 4, "positions": "learned"} | POST, "bert"),
+        ("masked", {}, "hone"),
+        (
+            "seq2seq",
+            {"kv_heads": 4, "positions": "buckets", "gated": False, "activation": "relu"},
+            "t5",
+        ),
+        ("seq2seq", {"encoder_layers": 1}, "hone"),
+    ],
+)
+def test_encoders_and_pairs_come_back_from_their_files(head, choices, family, tmp_path):
+    config = model_config(settings(choices), TOKENIZER, head)
+    assert config.model_type == family
+    model = make_model(config)
+    model.initialise(seed=0)
+    save_checkpoint(tmp_path / "m", model.eval())
+    again = load_model(tmp_path / "m")
+    assert again.config == config
+    ids = torch.arange(3, 33).view(2, 15)
+    arguments = {"decoder_input_ids": ids[:, :5]} if head == "seq2seq" else {}
+    with torch.no_grad():
+        torch.testing.assert_close(again(ids, **arguments).logits, model(ids, **arguments).logits)
+
+
+def test_a_recurrence_is_no_encoder():
+    with pytest.raises(ConfigError, match="attention"):
+        model_config(settings({"mixer": "mamba"}), TOKENIZER, "masked")

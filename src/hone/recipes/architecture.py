@@ -1,7 +1,7 @@
 """The model of a recipe: its ``[model]`` table as a configuration."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from hone.core.errors import CheckpointError, ConfigError
 from hone.models import Experts, ModelConfig, StateSpace
@@ -14,30 +14,92 @@ from hone.text.tokenizer import Tokenizer
 _EXPANSION, _CHANNELS_PER_HEAD = 2, 64
 
 
-def model_config(model: ModelSettings, tokenizer: Tokenizer) -> ModelConfig:
+def model_config(
+    model: ModelSettings,
+    tokenizer: Tokenizer,
+    head: Literal["causal", "masked", "seq2seq"] = "causal",
+) -> ModelConfig:
     """The configuration that ``[model]`` describes, of the family that other programs know best.
+
+    Args:
+        head: "masked" is an encoder, which sees both sides; "seq2seq" a decoder of the same shape
+            with an encoder of ``encoder_layers`` before it.
 
     Raises:
         ConfigError: choices that do not fit one another.
     """
-    try:
-        config = ModelConfig(
-            vocab_size=tokenizer.vocab_size,
-            hidden_size=model.hidden,
-            num_hidden_layers=model.layers,
-            max_position_embeddings=model.context,
-            norm=model.norm,
-            norm_bias=model.norm == "layer" and model.biases,
-            logit_softcap=model.logit_softcap,
-            tie_word_embeddings=model.tie,
-            bos_token_id=tokenizer.bos_id,
-            eos_token_id=tokenizer.eos_id,
-            pad_token_id=tokenizer.pad_id,
-            **(_attention(model) if model.mixer == "attention" else _state_space(model)),
+    if head != "causal" and model.mixer != "attention":
+        raise ConfigError(
+            f'The table "model" of the recipe: the mixer {model.mixer!r} sees no token after the '
+            'current one; choose mixer = "attention", or the objective "causal".'
         )
+    try:
+        config = _decoder(model, tokenizer)
+        if head == "masked":
+            config = _encoder(model, config)
+        elif head == "seq2seq":
+            config = _pair(model, config)
     except CheckpointError as error:
         raise ConfigError(f'The table "model" of the recipe: {error}') from error
     return replace(config, model_type=best_family(config))
+
+
+def _encoder(model: ModelSettings, config: ModelConfig) -> ModelConfig:
+    """What sees both sides; its head and the places of its norms are those of BERT."""
+    post = model.block == "post"
+    return replace(
+        config,
+        head="masked",
+        causal=False,
+        embedding_norm=True,
+        final_norm=not post,
+        head_bias=True,
+        transforms={"masked": ("gelu", "norm"), "causal": ("gelu", "norm")}
+        | {"classification": ("tanh",)},
+        pooling="cls",
+        score_bias=True,
+        embedding_pooling="mean",
+    )
+
+
+def _pair(model: ModelSettings, config: ModelConfig) -> ModelConfig:
+    """A decoder that reads an encoder; with position buckets, scaled as T5 is."""
+    config = replace(config, decoder_start_token_id=config.pad_token_id)
+    if model.positions == "buckets":
+        config = replace(config, attention_scale=1.0)
+    encoder = replace(
+        config,
+        causal=False,
+        num_hidden_layers=model.encoder_layers or model.layers,
+        embedding_pooling="mean",
+        tie_word_embeddings=False,
+    )
+    return replace(
+        config,
+        head="seq2seq",
+        encoder=encoder,
+        logit_scale=model.hidden**-0.5 if model.positions == "buckets" and model.tie else 1.0,
+        transforms={"classification": ("tanh",)},
+        pooling="eos",
+        score_bias=True,
+    )
+
+
+def _decoder(model: ModelSettings, tokenizer: Tokenizer) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=model.hidden,
+        num_hidden_layers=model.layers,
+        max_position_embeddings=model.context,
+        norm=model.norm,
+        norm_bias=model.norm == "layer" and model.biases,
+        logit_softcap=model.logit_softcap,
+        tie_word_embeddings=model.tie,
+        bos_token_id=tokenizer.bos_id,
+        eos_token_id=tokenizer.eos_id,
+        pad_token_id=tokenizer.pad_id,
+        **(_attention(model) if model.mixer == "attention" else _state_space(model)),
+    )
 
 
 def _attention(model: ModelSettings) -> dict[str, Any]:

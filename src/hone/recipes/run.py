@@ -23,6 +23,16 @@ from hone.recipes.settings import Recipe, TrainSettings
 from hone.recipes.stages import SAMPLE, SAMPLE_FILE, Work
 from hone.sql.sample import SAMPLE_GLOSSARY
 
+# How the same weights are come by.
+HABITS = {
+    "micro_batches",
+    "activation_checkpointing",
+    "checkpointed_blocks",
+    "offload_activations",
+    "workers",
+    "checkpoint_every",
+    "keep_last",
+}
 _LIBRARIES = ("torch", "numpy", "tokenizers", "safetensors", "sqlglot")
 
 
@@ -62,7 +72,7 @@ def _dump(settings: Any) -> dict[str, Any]:
 
 def _without_habits(train: TrainSettings) -> dict[str, Any]:
     """The settings without those that change no weight: changing them must cost no work."""
-    return train.model_dump(mode="json", exclude={"checkpoint_every"})
+    return train.model_dump(mode="json", exclude=HABITS)
 
 
 def _save_recipe(recipe: Recipe, out: Path) -> None:

@@ -13,6 +13,9 @@ from hone.core.config import Settings, override, parse, read_toml
 from hone.core.errors import ConfigError
 from hone.core.nearest import nearest
 
+OptimizerName = Literal[
+    "muon", "adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor"
+]
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -59,6 +62,8 @@ class ModelSettings(Settings):
 
     hidden: Positive = 128
     layers: Positive = 4
+    encoder_layers: Annotated[int, Field(ge=0)] = 0
+    """Of an encoder-decoder, the layers of its encoder; 0 is as many as ``layers``."""
     heads: Positive = 4
     kv_heads: Positive = 2
     """Key/value heads: as many as ``heads`` is multi-head attention, 1 multi-query, else
@@ -138,7 +143,7 @@ class TrainSettings(Settings):
 
     steps: Positive = 1000
     tokens_per_step: Positive = 4096
-    optimizer: Literal["muon", "adamw"] = "muon"
+    optimizer: OptimizerName = "muon"
     learning_rate: Annotated[float, Field(gt=0)] = 8e-3
     muon_learning_rate: Annotated[float, Field(gt=0)] = 0.01
     schedule: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
@@ -147,8 +152,17 @@ class TrainSettings(Settings):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warmup_steps: Annotated[int, Field(ge=0)] = 40
     cooldown_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    micro_batches: Positive = 1
+    """Parts that a step's batch is computed in, to save memory; the result is the same."""
+    activation_checkpointing: Literal["none", "blocks", "selective"] = "none"
+    """What the backward pass computes again instead of keeping it."""
+    checkpointed_blocks: Positive = 1
+    offload_activations: bool = False
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Threads that prepare batches ahead."""
     checkpoint_every: Positive = 100
+    keep_last: Positive = 2
 
 
 class QuantizeSettings(Settings):

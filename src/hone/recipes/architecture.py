@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from hone.core.errors import CheckpointError, ConfigError
-from hone.models import Experts, ModelConfig, StateSpace
+from hone.models import Experts, Head, ModelConfig, StateSpace
 from hone.models.families import best_family
 from hone.models.positions import POSITIONS, Positions, Rotary, read_rope
 from hone.recipes.settings import ModelSettings
@@ -12,6 +12,11 @@ from hone.text.tokenizer import Tokenizer
 
 # Channels of a Mamba layer per hidden one, and per head of Mamba-2 (Dao and Gu 2024, section 7).
 _EXPANSION, _CHANNELS_PER_HEAD = 2, 64
+_BERT_TRANSFORMS: dict[Head, tuple[str, ...]] = {
+    "masked": ("gelu", "norm"),
+    "causal": ("gelu", "norm"),
+    "classification": ("tanh",),
+}
 
 
 def model_config(
@@ -54,8 +59,7 @@ def _encoder(model: ModelSettings, config: ModelConfig) -> ModelConfig:
         embedding_norm=True,
         final_norm=not post,
         head_bias=True,
-        transforms={"masked": ("gelu", "norm"), "causal": ("gelu", "norm")}
-        | {"classification": ("tanh",)},
+        transforms=_BERT_TRANSFORMS,
         pooling="cls",
         score_bias=True,
         embedding_pooling="mean",

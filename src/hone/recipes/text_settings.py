@@ -1,0 +1,85 @@
+"""What a recipe that trains on plain text may say: ``[data] text`` makes it one."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from hone.core.config import Settings
+from hone.recipes.settings import ModelSettings, Positive, TrainSettings
+
+Objective = Literal["causal", "masked", "spans", "infilling"]
+
+
+class TextData(Settings):
+    """``[data]``: files with a document in every row, or plain text.
+
+    Paths are relative to the recipe's own folder.
+    """
+
+    text: tuple[str, ...]
+    """Files: text, JSONL, JSON, Parquet, CSV or TSV with a column ``text``."""
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """The share of the text that is not trained on: its end."""
+    separate: bool = True
+    """No token sees another document; else documents are joined by the end token and cut into
+    pieces of one length, as text that goes on for ever."""
+
+    @field_validator("text", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+class TextTokenizer(Settings):
+    """``[tokenizer]``: byte-level BPE, single characters, or one that exists."""
+
+    kind: Literal["bpe", "characters"] = "bpe"
+    vocab_size: Annotated[int, Field(ge=259)] = 8192
+    path: str | None = None
+    """A checkpoint or a directory with tokenizer files; then nothing is trained."""
+
+
+class TextTraining(TrainSettings):
+    """``[train]``: the objective, and the optimizer and its budget."""
+
+    objective: Objective = "causal"
+    """``causal``: the next token. ``masked``: hidden tokens, from both sides (BERT). ``spans``:
+    missing spans, by an encoder-decoder (T5). ``infilling``: the whole text from one with missing
+    spans and sentences in another order (BART)."""
+    length: Positive | None = None
+    """Tokens of a piece of text; unset is the model's ``context``."""
+    share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Of tokens that are hidden; unset is 0.15, and 0.3 for infilling."""
+    whole_words: bool = False
+    """Of a word, all tokens are hidden or none; with the objective ``masked``."""
+    evaluate_every: Annotated[int, Field(ge=0)] = 100
+    """Steps between measurements of the held-out loss; 0 is only at the end."""
+    keep_best: bool = False
+    """Take the weights of the lowest held-out loss, not the last ones."""
+    sample_every: Annotated[int, Field(ge=0)] = 0
+    """Steps between continuations of ``prompts``; 0 for none. Causal models only."""
+    prompts: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _fits_the_objective(self) -> Self:
+        if self.objective == "causal" and self.share is not None:
+            raise ValueError("share means nothing with the objective causal; leave it out")
+        if self.whole_words and self.objective != "masked":
+            raise ValueError(f"whole_words means nothing with the objective {self.objective}")
+        if self.sample_every and (self.objective != "causal" or not self.prompts):
+            raise ValueError("sample_every needs prompts, and the objective causal")
+        return self
+
+
+class TextRecipe(Settings):
+    """A recipe that trains a model on text."""
+
+    name: str
+    kind: Literal["pretrain"] = "pretrain"
+    seed: Annotated[int, Field(ge=0)] = 0
+    trackers: tuple[Literal["tensorboard", "trackio"], ...] = ()
+    """Where figures go beside ``metrics.jsonl``."""
+    data: TextData
+    tokenizer: TextTokenizer = TextTokenizer()
+    model: ModelSettings = ModelSettings()
+    train: TextTraining = TextTraining()

@@ -4,19 +4,17 @@
 that cannot be used stops the reading with a sentence that names the file and the line.
 """
 
-import gzip
 import json
 import re
 import unicodedata
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from hone.core.errors import DataError
 from hone.core.nearest import nearest
+from hone.data.files import open_bytes
 
 _KINDS = {
     str: "a string",
@@ -78,7 +76,7 @@ def iterate_jsonl(
     """
     path = Path(path)
     found = False
-    with _open_bytes(path) as file:
+    with open_bytes(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
@@ -122,54 +120,6 @@ def read_examples(
         wanted = " and ".join(f'"{key}" = {value!r}' for key, value in (where or {}).items())
         raise DataError(f"{path} has no line with {wanted}.")
     return examples
-
-
-@contextmanager
-def _open_bytes(path: Path) -> Iterator[Iterable[bytes]]:
-    """The lines of a plain or compressed file, errors turned into sentences."""
-    try:
-        if path.suffix == ".gz":
-            with gzip.open(path, "rb") as file:
-                yield file
-        elif path.suffix == ".zst":
-            with open(path, "rb") as file:
-                yield _zstandard_lines(file, path)
-        else:
-            with open(path, "rb") as file:
-                yield file
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist.") from error
-    except IsADirectoryError as error:
-        raise DataError(f"{path} is a folder; name a .jsonl file in it.") from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path} is not a whole gzip file: {error}.") from error
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
-
-
-def _zstandard_lines(file: IO[bytes], path: Path) -> Iterator[bytes]:
-    try:
-        import zstandard
-    except ImportError as error:
-        raise DataError(
-            f'{path} is compressed with Zstandard: pip install "hone-llm[zstd]", or decompress it.'
-        ) from error
-    # By hand, because the library's reader takes a truncated file for one that ends there.
-    new = zstandard.ZstdDecompressor().decompressobj
-    decoder, rest = new(), b""
-    try:
-        while chunk := file.read(1 << 20):
-            while chunk:
-                if decoder.eof:  # a file may be several frames
-                    decoder = new()
-                *lines, rest = (rest + decoder.decompress(chunk)).split(b"\n")
-                yield from lines
-                chunk = decoder.unused_data
-    except zstandard.ZstdError as error:
-        raise DataError(f"{path} is not a whole Zstandard file: {error}.") from error
-    if not decoder.eof:
-        raise DataError(f"{path} is not a whole Zstandard file: it ends in the middle.")
-    yield rest
 
 
 def _record(

@@ -5,6 +5,7 @@ comes with a checkpoint and is not trusted.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
@@ -25,10 +26,20 @@ _REASONING = ("reasoning_content", "thinking", "reasoning")
 # What one rendering may use: steps of all its ranges together, length of one product.
 _MOST_STEPS = 10_000_000
 _MOST_PRODUCED = 100_000_000
+_GENERATION = re.compile(r"\{%[-+]?\s*generation\b")
+
+
+# What encloses an assistant's part while it is looked for: no characters, by Unicode's definition.
+_OPEN, _CLOSE = "\ufdd0", "\ufdd1"
+_MARK = re.compile(f"[{_OPEN}{_CLOSE}]")
 
 
 class ChatTemplate:
-    """A compiled template with the special tokens that it may write."""
+    """A compiled template with the special tokens that it may write.
+
+    Attributes:
+        marks_answers: it says by ``{% generation %}`` blocks what the assistant wrote.
+    """
 
     def __init__(self, source: str, tokenizer_config: Mapping[str, Any] | None = None) -> None:
         """Compile ``source``.
@@ -47,7 +58,9 @@ class ChatTemplate:
             ) from error
         except RecursionError as error:
             raise CheckpointError("The chat template is nested too deeply to be read.") from error
+        self._source = source
         self._tokens = named(tokenizer_config or {})
+        self.marks_answers = bool(_GENERATION.search(source))
 
     def render(
         self,
@@ -69,11 +82,63 @@ class ChatTemplate:
         Raises:
             RequestError: a malformed message, or the template refuses the conversation.
         """
+        return self._render(
+            self._template, messages, tools, add_generation_prompt, documents, variables
+        )
+
+    def render_marked(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """A whole conversation, and where in its text the ``{% generation %}`` blocks stand.
+
+        Returns:
+            the text of :meth:`render` without a generation prompt, and ``(start, end)`` in
+            characters for each block that wrote anything, in order.
+
+        Raises:
+            RequestError: as :meth:`render`; also where the blocks' texts cannot be told, because
+                the template works on what they wrote.
+        """
+        text = self.render(messages, tools, add_generation_prompt=False, **variables)
+        marked = self._render(
+            _compile(self._source, marked=True), messages, tools, False, None, variables
+        )
+        pieces = _MARK.split(marked)
+        spans, open_since, length = [], None, 0
+        for piece, mark in zip(pieces, [*_MARK.findall(marked), ""], strict=True):
+            length += len(piece)
+            if mark == _OPEN and open_since is None:
+                open_since = length
+            elif mark == _CLOSE and open_since is not None:
+                spans.append((open_since, length))
+                open_since = None
+            elif mark:
+                break
+        else:
+            if "".join(pieces) == text and open_since is None:
+                return text, [span for span in spans if span[0] < span[1]]
+        raise RequestError(
+            "The chat template changes what its generation blocks wrote, so the assistant's part "
+            "cannot be told."
+        )
+
+    def _render(
+        self,
+        template: jinja2.Template,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        add_generation_prompt: bool,
+        documents: Sequence[Mapping[str, Any]] | None,
+        variables: Mapping[str, Any],
+    ) -> str:
         if not messages:
             raise RequestError("The conversation is empty; give at least one message.")
-        given = self._tokens | variables
+        given = self._tokens | dict(variables)
         try:
-            return self._template.render(
+            return template.render(
                 {key: _plain(value) for key, value in given.items()}
                 | {
                     "messages": [_message(number, item) for number, item in enumerate(messages, 1)],
@@ -104,7 +169,21 @@ class _Generation(Extension):
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.Scope(body).set_lineno(line)
+        return nodes.Scope(self._enclosed(body)).set_lineno(line)
+
+    def _enclosed(self, body: list[nodes.Node]) -> list[nodes.Node]:
+        return body
+
+
+class _MarkedGeneration(_Generation):
+    """Writes marks around the assistant's part."""
+
+    def _enclosed(self, body: list[nodes.Node]) -> list[nodes.Node]:
+        return [_text_node(_OPEN), *body, _text_node(_CLOSE)]
+
+
+def _text_node(text: str) -> nodes.Node:
+    return nodes.Output([nodes.TemplateData(text)])
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
@@ -173,9 +252,10 @@ def _check_name(name: Any) -> None:
 
 
 @lru_cache(maxsize=16)
-def _compile(source: str) -> jinja2.Template:
+def _compile(source: str, marked: bool = False) -> jinja2.Template:
+    generation = _MarkedGeneration if marked else _Generation
     environment = _Sandbox(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=[generation, "jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse

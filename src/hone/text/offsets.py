@@ -1,0 +1,78 @@
+"""Encoding many texts with the place of each token: from spans of characters to tokens."""
+
+import json
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tokenizers
+
+from hone.text.tokenizer import Span, Tokenizer
+
+# What may stand before a text so that the tokenizer takes it for one that goes on.
+_BEFORE = ("\n", "a", "1", ".")
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """The ids of a text; token i is characters ``starts[i]`` up to ``ends[i]`` of it.
+
+    A character of several tokens belongs to each of them; both lists never decrease.
+    """
+
+    ids: list[int]
+    starts: list[int]
+    ends: list[int]
+
+    def tokens_of(self, span: Span) -> range:
+        """The tokens that hold any character of ``span``."""
+        return range(bisect_right(self.ends, span[0]), bisect_left(self.starts, span[1]))
+
+    def cuts(self, place: int) -> bool:
+        """Whether a token holds characters on both sides of ``place``."""
+        first = bisect_right(self.ends, place)
+        return first < len(self.starts) and self.starts[first] < place
+
+
+class OffsetEncoder:
+    """A tokenizer's own ids, and places that leave no character out.
+
+    Byte-level tokenizers usually do not count a token's leading space to its place, so that the
+    place of a run of spaces is empty. Here it is counted.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        described = json.loads(tokenizer.backend.to_str())
+        _count_spaces(described.get("post_processor"))
+        self._backend = tokenizers.Tokenizer.from_str(json.dumps(described))
+        self._backend.encode_special_tokens = tokenizer.backend.encode_special_tokens
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Encoded]:
+        """Each text, in parallel; no special tokens are added."""
+        found = []
+        for item in self._backend.encode_batch(list(texts), add_special_tokens=False):
+            offsets = item.offsets
+            found.append(Encoded(item.ids, [a for a, _ in offsets], [b for _, b in offsets]))
+        return found
+
+    def encode_continuation(self, text: str) -> list[int]:
+        """The ids of ``text`` where another stands before it: without what only a beginning gets.
+
+        Sentencepiece-like tokenizers put a space before every text, which would stand between a
+        prompt and its answer.
+        """
+        for before in _BEFORE:
+            (encoded,) = self.encode_batch([before + text])
+            if not encoded.cuts(len(before)):
+                return encoded.ids[bisect_right(encoded.ends, len(before)) :]
+        return self.tokenizer.encode(text)
+
+
+def _count_spaces(processor: Any) -> None:
+    if isinstance(processor, dict):
+        if "trim_offsets" in processor:
+            processor["trim_offsets"] = False
+        for inner in processor.get("processors", ()):
+            _count_spaces(inner)

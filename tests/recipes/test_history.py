@@ -1,0 +1,59 @@
+import json
+import os
+
+import pytest
+from typer.testing import CliRunner
+
+from hone.cli.app import app
+from hone.core.errors import RequestError
+from hone.recipes.history import differences, find_runs, read_run
+
+
+@pytest.fixture
+def runs(tmp_path):
+    for number, rate in enumerate((0.1, 0.2)):
+        folder = tmp_path / f"run{number}"
+        (folder / "train").mkdir(parents=True)
+        recipe = {"name": "x", "kind": "finetune", "train": {"lr": rate, "steps": 5}}
+        (folder / "recipe.json").write_text(json.dumps(recipe))
+        os.utime(folder / "recipe.json", (number + 1, number + 1))
+        lines = [{"step": 5, "loss": 2.0 + number, "seconds": 3.0}, {"step": 5, "held_out_loss": 4}]
+        (folder / "train" / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    scores = {"scores": {"accuracy": {"before": 0.25, "after": 0.5}}}
+    (tmp_path / "run1" / "results.json").write_text(json.dumps(scores))
+    (tmp_path / "not a run").mkdir()
+    return tmp_path
+
+
+def test_runs_are_found_latest_first_also_under_way(runs):
+    found = find_runs(runs)
+    assert [run.path.name for run in found] == ["run1", "run0"]
+    assert [run.state for run in found] == ["finished", "training"]
+    assert found[1].last("loss") == 2.0
+    assert found[0].scores == {"accuracy": 0.5}
+    assert find_runs(runs / "run0")[0].kind == "finetune"
+
+
+def test_only_what_differs_is_told(runs):
+    both = [read_run(runs / "run0"), read_run(runs / "run1")]
+    assert differences(both) == {"train.lr": [0.1, 0.2]}
+
+
+def test_what_is_no_run_is_one_sentence(runs):
+    with pytest.raises(RequestError, match="no run"):
+        read_run(runs / "not a run")
+    with pytest.raises(RequestError, match="not a folder"):
+        find_runs(runs / "nowhere")
+
+
+def test_the_command_lists_compares_and_draws(runs, tmp_path):
+    result = CliRunner().invoke(app, ["runs", str(runs)])
+    assert result.exit_code == 0
+    assert "finetune" in result.output
+    one, two = str(runs / "run0"), str(runs / "run1")
+    page = tmp_path / "page.html"
+    result = CliRunner().invoke(app, ["runs", one, two, "--report", str(page)])
+    assert "train.lr" in result.output
+    assert "run1" in page.read_text()
+    result = CliRunner().invoke(app, ["runs", str(runs), "--json"])
+    assert [record["steps"] for record in json.loads(result.output)] == [5, 5]

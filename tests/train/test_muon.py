@@ -3,7 +3,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hone.train.muon import Muon, muon_reference, orthogonalise, orthogonalise_reference
+from hone.train import TrainConfig
+from hone.train.optimizers import muon as module
+from hone.train.optimizers.muon import (
+    Muon,
+    muon_reference,
+    orthogonalise,
+    orthogonalise_reference,
+)
 
 SHAPES = [(8, 8), (8, 24), (24, 8), (8, 8), (1, 5), (24, 8), (16, 4)]
 
@@ -40,14 +47,16 @@ def test_a_matrix_of_zeros_stays_zero_and_a_bad_one_spoils_no_other():
 
 
 @pytest.mark.smoke
-def test_steps_equal_the_reference_for_all_shapes(monkeypatch):
-    monkeypatch.setattr("hone.train.muon.preferred_dtype", lambda device: torch.float32)
+@pytest.mark.parametrize("together", [2**24, 200, 1])
+def test_steps_equal_the_reference_for_all_shapes(monkeypatch, together):
+    monkeypatch.setattr(module, "preferred_dtype", lambda device: torch.float32)
+    monkeypatch.setattr(module, "_TOGETHER", together)
     generator = torch.Generator().manual_seed(1)
     start = [torch.randn(shape, generator=generator) for shape in SHAPES]
     fast = {str(index): weight.clone().requires_grad_() for index, weight in enumerate(start)}
     slow = [weight.clone() for weight in start]
     momenta = [torch.zeros_like(weight) for weight in start]
-    muon = Muon(fast, beta=0.9, decay=0.1)
+    muon = Muon(fast, TrainConfig(steps=9, muon_momentum=0.9, weight_decay=0.1))
     for _ in range(3):
         gradients = [torch.randn(shape, generator=generator) for shape in SHAPES]
         for weight, gradient in zip(fast.values(), gradients, strict=True):
@@ -57,13 +66,15 @@ def test_steps_equal_the_reference_for_all_shapes(monkeypatch):
             muon_reference(weight, gradient, momentum, 0.05, 0.9, 0.1)
     for name, weight in fast.items():
         assert torch.allclose(weight, slow[int(name)], atol=1e-5)
-        assert torch.allclose(muon.state()[name], momenta[int(name)], atol=1e-6)
+        assert torch.allclose(muon.state()[f"muon.momentum/{name}"], momenta[int(name)], atol=1e-6)
 
 
 def test_the_state_is_a_view_that_can_be_filled():
     weights = {str(index): torch.zeros(shape) for index, shape in enumerate(SHAPES)}
-    muon = Muon(weights, 0.9, 0.0)
-    for name, view in muon.state().items():
+    muon = Muon(weights, TrainConfig(steps=9))
+    for name in weights:
+        view = muon.state()[f"muon.momentum/{name}"]
         assert view.shape == weights[name].shape
         view.fill_(float(name))
-    assert all((view == float(name)).all() for name, view in muon.state().items())
+    for name, view in muon.state().items():
+        assert (view == float(name.rpartition("/")[2])).all()

@@ -143,10 +143,10 @@ def test_the_state_is_all_there_is(name, dtype):
 
 def test_what_is_no_products_weight_is_neither_orthogonalised_nor_decayed():
     from hone.models import CausalLM, Experts, ModelConfig, StateSpace
-    from hone.train.optimizers import _hidden_matrices
+    from hone.train.optimizers.muon import hidden_matrices
 
     mixture = CausalLM(ModelConfig(50, 16, 24, 1, 2, experts=Experts(4, 2, 24, shared_size=8)))
-    names = _hidden_matrices(mixture)
+    names = hidden_matrices(mixture)
     assert "model.layers.0.self_attn.q_proj.weight" in names
     assert "model.layers.0.mlp.shared_expert.up_proj.weight" in names
     assert not any(name.endswith(("gate.weight", "lm_head.weight")) for name in names)

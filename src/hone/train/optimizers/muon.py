@@ -6,10 +6,15 @@ Shapes: M matrices of one shape, R rows, C columns with R ≤ C (tall ones are t
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hone.kernels import preferred_dtype
+from hone.train.config import TrainConfig
 
+# Linear layers whose outputs are scores of classes: tokens, labels, experts.
+_CLASSES = ("lm_head", "score", "gate", "shared_expert_gate")
+# Numbers that are orthogonalised at a time: they bound the temporaries (several times 64 MB).
+_TOGETHER = 2**24
 _STEPS = 5
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 
@@ -72,23 +77,29 @@ class Muon:
     The iteration runs in bfloat16 where the processor has it: five steps forgive the rounding.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor], beta: float, decay: float) -> None:
-        self.beta, self.decay = beta, decay
+    def __init__(self, weights: Mapping[str, Tensor], config: TrainConfig) -> None:
+        self._beta, self._decay = config.muon_momentum, config.weight_decay
         by_shape: dict[tuple[int, int], dict[str, Tensor]] = {}
         for name, weight in weights.items():
             rows, columns = sorted(weight.shape)
             by_shape.setdefault((rows, columns), {})[name] = weight
-        self._groups = [_Group(members) for members in by_shape.values()]
+        self._groups: list[_Group] = []
+        for (rows, columns), members in by_shape.items():
+            names, count = list(members), max(1, _TOGETHER // (rows * columns))
+            for start in range(0, len(names), count):
+                together = names[start : start + count]
+                self._groups.append(_Group({name: members[name] for name in together}))
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
         """Update every weight from its ``.grad``."""
         for group in self._groups:
-            group.step(rate, self.beta, self.decay)
+            group.step(rate, self._beta, self._decay)
 
     def state(self) -> dict[str, Tensor]:
-        """The momentum of each weight, by name, as views."""
-        return {name: tensor for group in self._groups for name, tensor in group.momenta().items()}
+        """The momentum of each weight, as views."""
+        momenta = (pair for group in self._groups for pair in group.momenta().items())
+        return {f"muon.momentum/{name}": momentum for name, momentum in momenta}
 
 
 class _Group:
@@ -102,14 +113,14 @@ class _Group:
         self.dtype = preferred_dtype(first.device)
         shape = (len(self.weights), min(first.shape), max(first.shape))
         self.momentum_MRC = torch.zeros(shape, dtype=torch.float32, device=first.device)
-        self.gradient_MRC = torch.empty_like(self.momentum_MRC)
 
     def step(self, rate: float, beta: float, decay: float) -> None:
-        for target, weight, tall in zip(self.gradient_MRC, self.weights, self.tall, strict=True):
+        gradient_MRC = torch.empty_like(self.momentum_MRC)
+        for target, weight, tall in zip(gradient_MRC, self.weights, self.tall, strict=True):
             assert weight.grad is not None
             target.copy_(weight.grad.T if tall else weight.grad)
-        self.momentum_MRC.lerp_(self.gradient_MRC, 1 - beta)
-        blend_MRC = self.gradient_MRC.lerp_(self.momentum_MRC, beta)
+        self.momentum_MRC.lerp_(gradient_MRC, 1 - beta)
+        blend_MRC = gradient_MRC.lerp_(self.momentum_MRC, beta)
         updates_MRC = orthogonalise(blend_MRC.to(self.dtype)).float()
         updates = [u.T if tall else u for u, tall in zip(updates_MRC, self.tall, strict=True)]
         torch._foreach_mul_(self.weights, 1 - rate * decay)
@@ -119,3 +130,17 @@ class _Group:
     def momenta(self) -> dict[str, Tensor]:
         views = (m.T if tall else m for m, tall in zip(self.momentum_MRC, self.tall, strict=True))
         return dict(zip(self.names, views, strict=True))
+
+
+def hidden_matrices(model: nn.Module) -> set[str]:
+    """Names of the layers' weights between the embedding and the head: what Muon is for.
+
+    Neither a router, whose rows are classes as a head's are, nor what is no product's weight.
+    """
+    outer = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    layers = {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.rpartition(".")[2] not in _CLASSES
+    }
+    return {name for name, p in model.named_parameters() if name in layers and id(p) not in outer}

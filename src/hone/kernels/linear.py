@@ -19,12 +19,17 @@ def project_reference(x_NE: Tensor, modules: Sequence[nn.Module]) -> Tensor:
 def project(x_NE: Tensor, modules: Sequence[nn.Module]) -> Tensor:
     """See :func:`project_reference`; plain ``nn.Linear`` modules are computed as one product.
 
-    Anything else (a quantized or an adapted layer that took the place of one) is called.
+    A layer that took the place of one is called, unless its class knows how to compute several at
+    once: ``joint_product(x_NE, modules)``, where others may be among the modules.
     """
     if len(modules) == 1:
         return modules[0](x_NE)
     linears = [module for module in modules if type(module) is nn.Linear]
     if len(linears) < len(modules):
+        for module in modules:
+            if joint_product := getattr(type(module), "joint_product", None):
+                together: Tensor = joint_product(x_NE, modules)
+                return together
         return project_reference(x_NE, modules)
     bias = torch.cat([linear.bias for linear in linears]) if linears[0].bias is not None else None
     weights = [linear.weight for linear in linears]
@@ -39,9 +44,10 @@ def adjoin(modules: Sequence[nn.Module], values: bool = True) -> None:
     """Lay the weights of ``modules`` behind one another in memory, so that they read as one.
 
     The parameters stay the modules' own, with the same names and, unless ``values`` is False for
-    weights that are yet to be filled, the same values.
+    weights that are yet to be filled, the same values. Of an adapted layer it is its ``base``'s.
     """
-    linears = [module for module in modules if type(module) is nn.Linear]
+    bases = [getattr(module, "base", module) for module in modules]
+    linears = [module for module in bases if type(module) is nn.Linear]
     if len(linears) < len(modules):
         return
     weights = [linear.weight.detach() for linear in linears]
@@ -77,7 +83,9 @@ class _JointProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, x_NE: Tensor, *weights: Tensor) -> Tensor:
-        ctx.save_for_backward(x_NE, *weights)
+        # Only the weights' gradients read the inputs.
+        trained = any(ctx.needs_input_grad[1:])  # type: ignore[attr-defined]
+        ctx.save_for_backward(x_NE if trained else x_NE.new_empty(0), *weights)
         return functional.linear(x_NE, joined(weights))
 
     @staticmethod

@@ -1,0 +1,217 @@
+"""Low-rank updates beside frozen weights (Hu et al. 2021, section 4.1), and gains (DoRA).
+
+The update ``scale · B · A`` is never made, and of frozen weights there is no gradient.
+
+Shapes: N rows, E inputs, F outputs (of all layers together where there are several), R rank.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from hone.kernels.linear import joined, project
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """What is added to one layer's product.
+
+    Attributes:
+        a_RE, b_FR: the two factors, of any float dtype.
+        scale: of their product.
+        dropout: the share of the inputs that the update does not see; 0 outside of training.
+        gain_F: scales the sum of both products, before the bias; None for 1.
+    """
+
+    a_RE: Tensor  # noqa: N815
+    b_FR: Tensor  # noqa: N815
+    scale: float
+    dropout: float = 0.0
+    gain_F: Tensor | None = None  # noqa: N815
+
+
+def lora_product_reference(x_NE: Tensor, base: nn.Module, update: LowRank) -> Tensor:
+    """``gain · (x · Wᵀ + scale · (dropout(x) · Aᵀ) · Bᵀ) + bias``."""
+    bias_F = base.bias if isinstance(base.bias, Tensor) else torch.zeros(())
+    seen_NE = functional.dropout(x_NE, update.dropout)
+    a_RE, b_FR = update.a_RE.to(x_NE.dtype), update.b_FR.to(x_NE.dtype)
+    y_NF = base(x_NE) - bias_F + update.scale * (seen_NE @ a_RE.t()) @ b_FR.t()
+    gain_F = torch.ones(()) if update.gain_F is None else update.gain_F
+    return y_NF * gain_F.to(x_NE.dtype) + bias_F
+
+
+def lora_product(
+    x_NE: Tensor, bases: Sequence[nn.Module], updates: Sequence[LowRank | None]
+) -> Tensor:
+    """See :func:`lora_product_reference`; the layers' outputs lie side by side.
+
+    The frozen weights are one product where they are plain linear layers. The inputs are kept once
+    for all layers, and what reads them (every A, under one dropout) is one product too. The update
+    is computed in the dtype of ``x_NE``; gradients of the factors come in the factors' own.
+
+    Args:
+        bases: layers whose weights are frozen.
+        updates: of each; None for a layer that has none.
+    """
+    present = [update for update in updates if update is not None]
+    assert len({update.dropout for update in present}) == 1, "one adapter has one dropout"
+    stacked: list[Tensor] = []  # every A once: layers may share one
+    places: list[tuple[slice, int, float]] = []
+    start = 0
+    widths = [int(base.out_features) for base in bases]  # type: ignore[arg-type]
+    for update, width in zip(updates, widths, strict=True):
+        if update is not None:
+            if not any(a_RE is update.a_RE for a_RE in stacked):
+                stacked.append(update.a_RE)
+            number = next(i for i, a_RE in enumerate(stacked) if a_RE is update.a_RE)
+            places.append((slice(start, start + width), number, update.scale))
+        start += width
+    biases = [base.bias if isinstance(base.bias, Tensor) else None for base in bases]
+    bias_F = _side_by_side(biases, widths, x_NE.new_zeros)
+    gains = [None if update is None else update.gain_F for update in updates]
+    gain_F = _side_by_side(gains, widths, x_NE.new_ones)
+
+    weight_FE, base_NF = None, None
+    if all(type(base) is nn.Linear for base in bases):
+        weight_FE = joined([base.weight for base in bases])  # type: ignore[misc]
+    else:
+        base_NF = project(x_NE, bases)
+    plan = _Plan(tuple(places), present[0].dropout, len(stacked))
+    factors = (*stacked, *(update.b_FR for update in present))
+    if gain_F is None:
+        early_F = bias_F if base_NF is None else None  # these products have theirs already
+        y_NF: Tensor = _LoraProduct.apply(base_NF, x_NE, weight_FE, early_F, plan, *factors)
+        return y_NF
+    if base_NF is not None and bias_F is not None:
+        base_NF = base_NF - bias_F
+    y_NF = _LoraProduct.apply(base_NF, x_NE, weight_FE, None, plan, *factors)
+    y_NF = y_NF * gain_F.to(x_NE.dtype)
+    return y_NF if bias_F is None else y_NF + bias_F
+
+
+def row_norms(weight_FE: Tensor, a_RE: Tensor, b_FR: Tensor, scale: float) -> Tensor:
+    """The norm of each row of ``W + scale · B · A``, without making that sum; float32 ``[F]``.
+
+    By ``|w + s·b·A|² = |w|² + 2s·b·(A·w) + s²·b·(A·Aᵀ)·b`` for a row w of W and its row b of B.
+    """
+    weight_FE, a_RE, b_FR = weight_FE.float(), a_RE.float(), b_FR.float()
+    cross_F = (b_FR * (weight_FE @ a_RE.t())).sum(1)
+    update_F = (b_FR * (b_FR @ (a_RE @ a_RE.t()))).sum(1)
+    squares_F = torch.linalg.vector_norm(weight_FE, dim=1).square()
+    return (squares_F + 2 * scale * cross_F + scale * scale * update_F).clamp_min_(0).sqrt_()
+
+
+def _side_by_side(
+    parts: Sequence[Tensor | None], widths: Sequence[int], other: Callable[[int], Tensor]
+) -> Tensor | None:
+    """``parts`` behind one another, ``other(width)`` where one is None; None where all are."""
+    if all(part is None for part in parts):
+        return None
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat(
+        [other(w) if part is None else part for part, w in zip(parts, widths, strict=True)]
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Where updates go: their columns of the outputs, the number of their A, and their scale."""
+
+    places: tuple[tuple[slice, int, float], ...]
+    dropout: float
+    stacked: int  # how many A there are
+
+
+class _LoraProduct(torch.autograd.Function):
+    """Keeps the inputs, their products with A and, with dropout, one byte for each input."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        base: Tensor | None,
+        x: Tensor,
+        weight_FE: Tensor | None,
+        bias_F: Tensor | None,
+        plan: _Plan,
+        *factors: Tensor,
+    ) -> Tensor:
+        """Either ``weight_FE`` or its product ``base`` is given, which is written to.
+
+        It comes first because PyTorch takes the first gradient for that of what is written to.
+        """
+        x_NE, dtype = x.reshape(-1, x.shape[-1]), x.dtype
+        if base is None:
+            assert weight_FE is not None
+            y = functional.linear(x, weight_FE, bias_F)
+        else:
+            ctx.mark_dirty(base)
+            y = base
+        y_NF = y.view(-1, y.shape[-1])
+        kept_NE, seen_NE = None, x_NE
+        if plan.dropout:
+            kept_NE = torch.empty_like(x_NE, dtype=torch.bool).bernoulli_(1 - plan.dropout)
+            seen_NE = x_NE * kept_NE
+        every_a, every_b = factors[: plan.stacked], factors[plan.stacked :]
+        u_NR = seen_NE @ _stack(every_a, dtype).t()
+        parts = u_NR.split([len(a_RE) for a_RE in every_a], dim=1)
+        for (columns, number, scale), b_FR in zip(plan.places, every_b, strict=True):
+            factor = scale / (1 - plan.dropout)
+            y_NF[:, columns].addmm_(parts[number], b_FR.to(dtype).t(), alpha=factor)
+        ctx.save_for_backward(x, u_NR, kept_NE, *factors)
+        # Frozen, so that nothing writes to it before the backward pass.
+        ctx.weight_FE, ctx.plan = weight_FE, plan
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, u_NR, kept_NE, *factors = ctx.saved_tensors
+        plan: _Plan = ctx.plan
+        every_a, every_b = factors[: plan.stacked], factors[plan.stacked :]
+        x_NE, grad_NF = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+        dtype = x.dtype
+        wanted = ctx.needs_input_grad
+        ranks = [len(a_RE) for a_RE in every_a]
+        g_NR = torch.zeros_like(u_NR)
+        g_parts, u_parts = g_NR.split(ranks, dim=1), u_NR.split(ranks, dim=1)
+        grads_b: list[Tensor | None] = []
+        for i, (columns, number, scale) in enumerate(plan.places):
+            factor, part_NF, b_FR = scale / (1 - plan.dropout), grad_NF[:, columns], every_b[i]
+            g_parts[number].addmm_(part_NF, b_FR.to(dtype), alpha=factor)
+            if wanted[5 + plan.stacked + i]:
+                grads_b.append((part_NF.t() @ u_parts[number]).to(b_FR.dtype).mul_(factor))
+            else:
+                grads_b.append(None)
+        grads_a: list[Tensor | None] = [None] * plan.stacked
+        if any(wanted[5 : 5 + plan.stacked]):
+            seen_NE = x_NE if kept_NE is None else x_NE * kept_NE
+            grads_a = [
+                part.to(a_RE.dtype)
+                for part, a_RE in zip((g_NR.t() @ seen_NE).split(ranks), every_a, strict=True)
+            ]
+            del seen_NE
+        dx_NE = None
+        if wanted[1]:
+            a_RE = _stack(every_a, dtype)
+            if ctx.weight_FE is None:
+                dx_NE = g_NR @ a_RE
+                dx_NE = dx_NE if kept_NE is None else dx_NE.mul_(kept_NE)
+            elif kept_NE is None:
+                dx_NE = (grad_NF @ ctx.weight_FE).addmm_(g_NR, a_RE)
+            else:
+                dx_NE = (grad_NF @ ctx.weight_FE).add_((g_NR @ a_RE).mul_(kept_NE))
+            dx_NE = dx_NE.view(x.shape)
+        base = grad if wanted[0] else None
+        return base, dx_NE, None, None, None, *grads_a, *grads_b
+
+
+def _stack(every_a: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """The factors A above one another, ``[R, E]``."""
+    parts = [a_RE.to(dtype) for a_RE in every_a]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]

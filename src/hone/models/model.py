@@ -18,6 +18,7 @@ from hone.models.blocks import OffsetRMSNorm, RMSNorm, make_norm
 from hone.models.config import Head, ModelConfig
 from hone.models.context import Packed
 from hone.models.padding import Padding
+from hone.models.recompute import Mode, Recomputation, warn_of_useless_offload
 from hone.models.stack import EncoderDecoder, Stack
 
 # Layers that write to the residual stream.
@@ -109,6 +110,28 @@ class Model(nn.Module):
     def tie_weights(self) -> None:
         """Make the output layer read the embedding, when the configuration says so."""
 
+    def set_activation_checkpointing(
+        self, mode: Mode, every: int = 1, offload: bool = False
+    ) -> None:
+        """Say what passes with gradients keep of their blocks; every bit of these stays the same.
+
+        Args:
+            mode: ``none`` keeps all that gradients need; ``blocks`` the inputs of blocks, which
+                are computed once more; ``selective`` products, attention's outputs and the stream
+                between layers, and computes norms, activations and attention's inside again.
+            every: with ``blocks``, so many of them are one piece.
+            offload: what is kept waits in the host's memory. Nothing happens on a CPU.
+
+        Raises:
+            ConfigError: there is no such mode, or ``every`` is not a positive number.
+        """
+        recomputation = Recomputation(mode, every, offload)
+        if offload and self.device.type == "cpu":
+            warn_of_useless_offload()
+        for module in self.modules():
+            if isinstance(module, Stack):
+                module.recomputation = recomputation
+
     def adjoin_weights(self, values: bool = True) -> None:
         """Lay weights that are read together behind one another; see ``kernels.adjoin``."""
         for module in self.modules():
@@ -175,22 +198,33 @@ class Model(nn.Module):
         padding = Padding(input_ids, attention_mask)
         hidden: list[Tensor] | None = [] if output_hidden_states else None
         kinds_N = None if token_type_ids is None else padding.pack(token_type_ids)
-        ids_N, source_ME = padding.pack(input_ids), None
         context = Packed.of(padding.lengths, device=input_ids.device)
+        hidden_NE = self._hidden(padding.pack(input_ids), context, kinds_N, hidden)
+        every = None if hidden is None else tuple(padding.unpack(x_NE) for x_NE in hidden)
+        return hidden_NE, padding, every
+
+    def _hidden(
+        self,
+        ids_N: Tensor,
+        context: Packed,
+        kinds_N: Tensor | None = None,
+        every: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Hidden states ``[N, E]`` of whole sequences that lie behind one another."""
+        source_ME = None
         if isinstance(self.model, EncoderDecoder):
-            source_ME = self.encode(ids_N, padding.lengths)
+            source_ME = self.encode(ids_N, context.layout.lengths)
             context = Packed(context.layout, context.layout)
             ids_N = self._shifted(ids_N, context.bounds[:-1])
-        hidden_NE = self.decoder(
+        hidden_NE: Tensor = self.decoder(
             ids_N,
             context.positions_N(),
             context,
             source_ME=source_ME,
             token_types_N=kinds_N,
-            hidden_states=hidden,
+            hidden_states=every,
         )
-        every = None if hidden is None else tuple(padding.unpack(x_NE) for x_NE in hidden)
-        return hidden_NE, padding, every
+        return hidden_NE
 
     def _is_end(self, ids_N: Tensor) -> Tensor:
         """Which tokens end a sequence, by the configuration."""

@@ -4,13 +4,30 @@ Shapes: B rows, T columns of a padded batch, N tokens of all sequences behind on
 L labels.
 """
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
-from hone.core.errors import RequestError
-from hone.kernels import project
+from hone.core.errors import DataError, RequestError
+from hone.kernels import PackedLayout, project
 from hone.models.config import ModelConfig, Pooling
+from hone.models.context import Packed
+from hone.models.language import IGNORED_LABEL, PackedBatch
 from hone.models.model import Model, Output
+
+
+class TargetBatch(PackedBatch, Protocol):
+    """Texts laid behind one another, and what each is scored by."""
+
+    targets_B: Tensor | None  # noqa: N815
+
+
+class PairBatch(TargetBatch, Protocol):
+    """Pairs of texts: the first of each behind one another, and so the second."""
+
+    source_ids_M: Tensor | None  # noqa: N815
+    source_cu_seqlens: Tensor | None
 
 
 class Classifier(Model):
@@ -34,11 +51,53 @@ class Classifier(Model):
         hidden_NE, padding, every = self._body(
             input_ids, attention_mask, token_type_ids, output_hidden_states
         )
-        ends_N = self._is_end(padding.pack(input_ids))
-        pooled_BE = pool(hidden_NE, padding.lengths, self.config.pooling, ends_N)
+        return Output(self._scores(hidden_NE, padding.lengths, padding.pack(input_ids)), every)
+
+    def packed_loss(self, batch: TargetBatch) -> Tensor:
+        """The summed loss of the texts, a float32 scalar; divide by the texts of the whole step.
+
+        By the configuration's ``problem`` it is the negative log-likelihood of a text's class, or
+        the mean over the classes of the binary cross-entropy, or of the squared error of numbers.
+
+        Args:
+            batch: see :meth:`LanguageModel.packed_loss`, without labels; ``targets_B`` are int64
+                ``[B]`` classes, or for the other problems ``[B, L]`` (``[B]`` with one label).
+
+        Raises:
+            DataError: the targets are not what the problem asks for.
+        """
+        layout = PackedLayout(batch.cu_seqlens)
+        hidden_NE = self._hidden(batch.input_ids_N, Packed(layout))
+        logits_BL = self._scores(hidden_NE, layout.lengths, batch.input_ids_N).float()
+        targets_B = batch.targets_B
+        if targets_B is None:
+            raise DataError("A text without a class or number cannot be trained on; give it one.")
+        if self.config.problem == "single_label":
+            if targets_B.is_floating_point():
+                raise DataError(
+                    "The model tells one class of several, and a text has a number or several "
+                    "classes; give each text one class, or choose another problem."
+                )
+            return nn.functional.cross_entropy(logits_BL, targets_B, reduction="sum")
+        if targets_B.numel() != logits_BL.numel():
+            raise DataError(
+                f"A text has {targets_B.numel() // len(targets_B)} numbers as its target, and the "
+                f"model {logits_BL.shape[-1]} labels; give a number for each label."
+            )
+        wanted_BL = targets_B.float().view_as(logits_BL)
+        if self.config.problem == "multi_label":
+            summed = nn.functional.binary_cross_entropy_with_logits(
+                logits_BL, wanted_BL, reduction="sum"
+            )
+        else:
+            summed = nn.functional.mse_loss(logits_BL, wanted_BL, reduction="sum")
+        return summed / logits_BL.shape[-1]
+
+    def _scores(self, hidden_NE: Tensor, lengths: list[int], ids_N: Tensor) -> Tensor:
+        pooled_BE = pool(hidden_NE, lengths, self.config.pooling, self._is_end(ids_N))
         if self.transform is not None:
             pooled_BE = self.transform(pooled_BE)
-        return Output(project(pooled_BE, (self.score,)), every)
+        return project(pooled_BE, (self.score,))
 
 
 class TokenClassifier(Model):
@@ -62,9 +121,23 @@ class TokenClassifier(Model):
         hidden_NE, padding, every = self._body(
             input_ids, attention_mask, token_type_ids, output_hidden_states
         )
+        return Output(padding.unpack(self._scores(hidden_NE)), every)
+
+    def packed_loss(self, batch: PackedBatch) -> Tensor:
+        """The summed negative log-likelihood of the labelled tokens' classes, a float32 scalar.
+
+        Args:
+            batch: see :meth:`LanguageModel.packed_loss`; ``labels_N`` are each token's own class.
+        """
+        hidden_NE = self._hidden(batch.input_ids_N, Packed(PackedLayout(batch.cu_seqlens)))
+        keep = (batch.labels_N != IGNORED_LABEL).nonzero().squeeze(-1)
+        logits_NL = self._scores(hidden_NE[keep]).float()
+        return nn.functional.cross_entropy(logits_NL, batch.labels_N[keep], reduction="sum")
+
+    def _scores(self, hidden_NE: Tensor) -> Tensor:
         if self.transform is not None:
             hidden_NE = self.transform(hidden_NE)
-        return Output(padding.unpack(project(hidden_NE, (self.score,))), every)
+        return project(hidden_NE, (self.score,))
 
 
 class Embedder(Model):
@@ -83,14 +156,53 @@ class Embedder(Model):
         hidden_NE, padding, every = self._body(
             input_ids, attention_mask, token_type_ids, output_hidden_states
         )
+        return Output(self._pooled(hidden_NE, padding.lengths, padding.pack(input_ids)), every)
+
+    def embed_pairs(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
+        """The embeddings ``[B, E]`` of the first and of the second texts of pairs.
+
+        Raises:
+            DataError: the texts have no partners.
+        """
+        if batch.source_ids_M is None or batch.source_cu_seqlens is None:
+            raise DataError("An embedding is trained on pairs of texts; these have no second one.")
+        first, second = batch.cu_seqlens, batch.source_cu_seqlens
+        ids_N = torch.cat((batch.input_ids_N, batch.source_ids_M))
+        layout = PackedLayout(torch.cat((first, second[1:] + first[-1])))
+        both_BE = self._pooled(self._hidden(ids_N, Packed(layout)), layout.lengths, ids_N)
+        first_BE, second_BE = both_BE.tensor_split(2)
+        return first_BE, second_BE
+
+    def packed_loss(self, batch: PairBatch) -> Tensor:
+        """The summed squared error of pairs' cosine similarity, a float32 scalar.
+
+        The regression objective of Reimers and Gurevych 2019 (Sentence-BERT). Pairs without a score
+        are trained by :class:`hone.train.Contrastive`.
+
+        Args:
+            batch: pairs; ``targets_B`` float ``[B]``, the similarities from -1 to 1.
+
+        Raises:
+            DataError: there are no pairs, or no similarities.
+        """
+        if batch.targets_B is None:
+            raise DataError(
+                "The pairs have no similarity to be trained to; give each a score, or train them "
+                "against one another (the contrastive objective)."
+            )
+        first_BE, second_BE = self.embed_pairs(batch)
+        cosine_B = nn.functional.cosine_similarity(first_BE.float(), second_BE.float())
+        return nn.functional.mse_loss(cosine_B, batch.targets_B.float(), reduction="sum")
+
+    def _pooled(self, hidden_NE: Tensor, lengths: list[int], ids_N: Tensor) -> Tensor:
         assert self.config.embedding_pooling is not None, "filled in on construction"
-        ends_N = self._is_end(padding.pack(input_ids))
-        pooled_BE = pool(hidden_NE, padding.lengths, self.config.embedding_pooling, ends_N)
+        ends_N = self._is_end(ids_N)
+        pooled_BE = pool(hidden_NE, lengths, self.config.embedding_pooling, ends_N)
         if self.transform is not None:
             pooled_BE = self.transform(pooled_BE)
         if self.config.unit_length:
             pooled_BE = nn.functional.normalize(pooled_BE, dim=-1)
-        return Output(pooled_BE, every)
+        return pooled_BE
 
 
 def pool(

@@ -75,7 +75,7 @@ def in_a_child(folder, kill_after=None, die_in_save=None):
 def summary(folder):
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for record in records:
-        del record["seconds"], record["tokens_per_second"]
+        del record["seconds"], record["tokens_per_second"], record["memory_bytes"]
     last = folder / "checkpoints" / f"step-{CONFIG.steps:08d}" / "manifest.json"
     return {
         "weights": (folder / "weights.sha256").read_text(),

@@ -13,15 +13,16 @@ from tiny import tiny_batches, tiny_model
 
 from hone.core.errors import CapacityError, CheckpointError, ConfigError, HoneError
 from hone.data import IGNORED, completion_sample, pack
+from hone.parallel import Processes
 from hone.train import SummedLoss, TensorBatch, TrainConfig, checkpoints, train
-from hone.train.loop import _step
 from hone.train.optimizers import Optimizer
 from hone.train.resume import Counters
+from hone.train.step import Stepper
 
 CONFIG = TrainConfig(
     steps=12, warmup_steps=2, log_every=4, checkpoint_every=5, precision="fp32", micro_batches=2
 )
-TIMINGS = ("seconds", "tokens_per_second")
+TIMINGS = ("seconds", "tokens_per_second", "memory_bytes", "share_of_peak")
 
 
 def lines(folder, timings=False):
@@ -95,7 +96,8 @@ def test_a_run_leaves_its_metrics_and_checkpoints(tmp_path):
     assert result.trained_tokens == sum(batch.n_trained for batch in made)
     assert set(records[0]) == {
         *("step", "loss", "lr", "tokens", "trained_tokens", "grad_norm"),
-        *TIMINGS,
+        *("skipped_empty", "skipped_bad", "skipped_overflow"),
+        *("seconds", "tokens_per_second", "memory_bytes"),
     }
     assert checkpoints_in(tmp_path) == ["step-00000010", "step-00000012"]
     assert (result.steps, result.resumed_from, result.precision) == (12, 0, "fp32")
@@ -117,15 +119,8 @@ def test_micro_batches_change_nothing(parts):
         optimizer = Optimizer(model, CONFIG, torch.float32)
         counters = Counters()
         config = replace(CONFIG, micro_batches=count, grad_clip=0.0)
-        _step(
-            tiny_batches(600).at(0),
-            model,
-            SummedLoss(),
-            optimizer,
-            config,
-            counters,
-            torch.device("cpu"),
-        )
+        stepper = Stepper(model, SummedLoss(), optimizer, config, Processes())
+        stepper.take(tiny_batches(600).at(0), counters)
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
     for name, gradient in gradients[0].items():
         assert torch.allclose(gradient, gradients[1][name], atol=1e-6, rtol=1e-4), name
@@ -359,6 +354,6 @@ def test_a_micro_batch_without_labels_is_left_out():
     batch = replace(batch, n_trained=int((batch.labels_N != IGNORED).sum()))
     model, counters = Fragile(set()), Counters()
     optimizer = Optimizer(model, CONFIG, torch.float32)
-    _step(batch, model, SummedLoss(), optimizer, CONFIG, counters, torch.device("cpu"))
+    Stepper(model, SummedLoss(), optimizer, CONFIG, Processes()).take(batch, counters)
     assert model.calls == 1
     assert counters.trained_tokens == 2

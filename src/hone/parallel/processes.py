@@ -75,6 +75,18 @@ class Processes:
             dist.all_gather(gathered, padded)
             return [found[:n] for found, n in zip(gathered, lengths, strict=True)]
 
+    def total(self, value: float) -> float:
+        """The sum of ``value`` over all processes."""
+        if self.count == 1:
+            return value
+        summed = torch.tensor([value], dtype=torch.float64)
+        self.sum_([summed])
+        return float(summed)
+
+    def any(self, value: bool) -> bool:
+        """Whether ``value`` is true in one process at least."""
+        return self.total(float(value)) > 0
+
     def barrier(self) -> None:
         """Wait until all processes are here."""
         if self.count > 1:
@@ -85,6 +97,15 @@ class Processes:
         """Leave the group; whoever waits for this process is told."""
         if self.count > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+    @contextmanager
+    def leaving_on_error(self) -> Iterator[None]:
+        """Leave the group when the block raises, so that the others do not wait for this one."""
+        try:
+            yield
+        except BaseException:
+            self.leave()
+            raise
 
     @contextmanager
     def _together(self) -> Iterator[None]:

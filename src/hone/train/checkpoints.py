@@ -1,4 +1,4 @@
-"""Checkpoints of a run under way: whole, verified, the last few kept.
+"""Checkpoints of a run under way: whole, verified, the last few and the best one kept.
 
 Each is a folder ``step-00000100`` with ``state.safetensors`` (every tensor that a step changes) and
 ``manifest.json`` (counters, settings, and the SHA-256 of the other). A folder without its manifest
@@ -8,10 +8,11 @@ is no checkpoint.
 import hashlib
 import json
 import logging
+import os
 import re
 import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,12 @@ _DTYPES = {
     torch.float32: "F32",
     torch.bfloat16: "BF16",
     torch.float16: "F16",
+    torch.float64: "F64",
     torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int8: "I8",
     torch.uint8: "U8",
+    torch.bool: "BOOL",
 }
 
 
@@ -66,20 +71,36 @@ class CheckpointStore:
     def __init__(self, folder: Path, keep_last: int) -> None:
         self.folder, self.keep_last = folder, keep_last
 
-    def save(self, step: int, tensors: Mapping[str, Tensor], manifest: dict[str, Any]) -> Path:
+    def save(
+        self,
+        step: int,
+        tensors: Mapping[str, Tensor],
+        manifest: dict[str, Any],
+        keep: Collection[int | None] = (),
+    ) -> Path:
         """Write the checkpoint of ``step``, then delete those past the last ``keep_last``.
+
+        Args:
+            keep: steps whose checkpoints are not deleted.
 
         Raises:
             CapacityError: the disk is full; the checkpoints before this one are intact.
+            CheckpointError: it does not read back as it was written; nor is it among them.
             HoneError: the folder cannot be written.
         """
         target = self.folder / f"step-{step:08d}"
         with atomic_dir(target) as temporary:
             digest = _write_safetensors(temporary / _STATE, tensors)
+            if _read_from_disk(temporary / _STATE) != digest:
+                raise CheckpointError(
+                    f"The checkpoint {target} did not read back as it was written: the disk or the "
+                    "memory may be failing. The checkpoints before it are as they were."
+                )
             files = {_STATE: digest}
             write_json(temporary / _MANIFEST, {"format": _FORMAT, "files": files, **manifest})
-        for _, path in self._all()[: -self.keep_last]:
-            _delete(path)
+        for older, path in self._all()[: -self.keep_last]:
+            if older not in keep:
+                _delete(path)
         return target
 
     def latest(self) -> Checkpoint | None:
@@ -155,6 +176,15 @@ def _verified_manifest(path: Path) -> tuple[dict[str, Any], str]:
         if sha256_file(file) != digest:
             return {}, f"The checkpoint {path} is damaged: {name} is not as it was written."
     return manifest, ""
+
+
+def _read_from_disk(path: Path) -> str:
+    """The SHA-256 of a file, of what is on the disk where the system can be made to look there."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return sha256_file(path)
 
 
 def _write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> str:

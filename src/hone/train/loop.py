@@ -1,14 +1,14 @@
 """The training loop.
 
-A step: take the step's batch, add up the gradients of its micro-batches, clip, update. The loss is
-the mean over the trained tokens of the whole step, counted before the forward pass, so the number
-of micro-batches changes nothing. Every step is a function of its number and the state before it:
-a killed run that goes on from its last checkpoint ends with the same bits.
+A step is a function of its number and the state before it: a killed run that goes on from its last
+checkpoint ends with the same bits. Several processes take each step together, and the first of them
+alone writes: lines, checkpoints, the display.
 """
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,31 +16,33 @@ from typing import Any
 import torch
 from torch import nn
 
-from hone.core.errors import HoneError
-from hone.core.progress import progress
-from hone.core.seeds import derive_seed
-from hone.data import Batch
+from hone.core.errors import ConfigError
 from hone.kernels import keep_freed_memory, preferred_dtype
-from hone.train.batches import Batches, TensorBatch
-from hone.train.checkpoints import CheckpointStore
+from hone.parallel import Processes
+from hone.train.batches import Batches
+from hone.train.checkpoints import Checkpoint, CheckpointStore
 from hone.train.config import TrainConfig
+from hone.train.following import Expected, Following, MemoryGauge
+from hone.train.freezing import frozen
 from hone.train.interrupt import deferred_interrupt
-from hone.train.metrics import MetricsLog
 from hone.train.objectives import Objective, SummedLoss
 from hone.train.optimizers import Optimizer
+from hone.train.prefetch import batches_ahead
 from hone.train.resume import (
     Counters,
+    check_alike,
     check_same,
     identity,
     machine,
     manifest,
     restore,
-    snapshot,
     warn_of_changes,
 )
-from hone.train.schedules import rate_at
+from hone.train.step import FIRST_SCALE, Stepper, stop_after_bad_steps
+from hone.train.trackers import Tracker
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Evaluate = Callable[[nn.Module, int], Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +51,13 @@ class TrainResult:
 
     Attributes:
         loss: mean over the trained tokens of the last window of steps; None if none was trained.
-        seconds: in every process that worked on the run.
-        skipped_empty, skipped_bad: steps without a trained token, and without a finite loss.
-        resumed_from: the step that this process began at.
-        precision: ``fp32`` or ``bf16``.
+        seconds: in all attempts at the run.
+        skipped_empty, skipped_bad, skipped_overflow: steps that changed no weight; see
+            :class:`Counters`.
+        resumed_from: the step that this attempt began at.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        peak_bytes: most memory held, see :class:`MemoryGauge`.
+        best_loss, best_step: the lowest ``loss`` of an evaluation; None without ``keep_best``.
     """
 
     steps: int
@@ -62,8 +67,12 @@ class TrainResult:
     seconds: float
     skipped_empty: int
     skipped_bad: int
+    skipped_overflow: int
     resumed_from: int
     precision: str
+    peak_bytes: int | None
+    best_loss: float | None
+    best_step: int | None
 
 
 def train(
@@ -73,92 +82,125 @@ def train(
     out_dir: str | Path,
     *,
     objective: Objective | None = None,
+    processes: Processes | None = None,
+    expected: Expected | None = None,
+    trackers: Sequence[Tracker] = (),
     on_step: Callable[[Counters], None] | None = None,
-    evaluate: Callable[[nn.Module, int], Mapping[str, Any]] | None = None,
+    evaluate: Evaluate | None = None,
     fresh: bool = False,
     label: str = "Training",
 ) -> TrainResult:
     """Train ``model`` in place, going on where an earlier run in ``out_dir`` stopped.
 
     Args:
-        model: has ``packed_loss(batch)``, the summed loss of a batch. It must come in with the
-            same weights each time; it is left in float32 with the final ones.
+        model: has what the objective needs. It must come in with the same weights each time, and
+            is left with the final ones.
         batches: the batch of each step.
         config: the settings.
         out_dir: gets ``metrics.jsonl`` and ``checkpoints/``.
         objective: what the gradients are of; by default :class:`SummedLoss`.
-        on_step: called after each step, with counters that are not to be changed.
+        processes: those that compute each step together, every one with the same arguments; by
+            default this one does alone.
+        expected: what the display compares with.
+        trackers: get the lines of ``metrics.jsonl`` too.
+        on_step: called after each step, with counters that are not to be changed. Like
+            ``evaluate`` in the first process only.
         evaluate: called with the (averaged) model and the number of steps done, every
-            ``evaluate_every`` steps; what it returns becomes a line of ``metrics.jsonl``.
+            ``evaluate_every`` steps; what it returns becomes a line of ``metrics.jsonl``, a
+            ``loss`` by the name of ``held_out_loss``.
         fresh: forget the earlier run.
         label: for the progress bar.
 
     Raises:
-        ConfigError: the earlier run had other settings, data or weights to start from.
+        ConfigError: the earlier run had other settings, data or weights to start from, or the
+            settings do not fit the model.
         CapacityError: the disk is full; the last checkpoint is intact.
         CheckpointError: all checkpoints are damaged.
-        HoneError: ``max_bad_steps`` steps in a row had no finite loss and gradient.
+        HoneError: ``max_bad_steps`` steps in a row had no finite loss and gradient, or another
+            process has stopped.
         KeyboardInterrupt: Ctrl-C was pressed; the step was finished and a checkpoint written.
     """
-    out_dir = Path(out_dir)
-    store = CheckpointStore(out_dir / "checkpoints", config.keep_last)
-    if fresh:
-        store.clear()
-    checkpoint = store.latest()
-    wanted = identity(model, batches.fingerprint, config)
+    out_dir, processes = Path(out_dir), processes or Processes()
     device = next(model.parameters()).device
-    precision = _precision(config, device)
-    if checkpoint is not None:
-        check_same(checkpoint, wanted)
-        warn_of_changes(checkpoint, machine(precision, device))
-        precision = checkpoint.manifest["machine"]["precision"]
-    where = machine(precision, device)
-    optimizer = Optimizer(model, config, _DTYPES[precision])
-    if adjoin_weights := getattr(model, "adjoin_weights", None):
-        adjoin_weights()  # a conversion of the dtype has taken them apart
-    if device.type == "cpu":
-        keep_freed_memory()
-    model.train()
+    with ExitStack() as stack:
+        stack.enter_context(processes.leaving_on_error())
+        stack.enter_context(frozen(model, config.freeze))
+        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        interrupted = stack.enter_context(deferred_interrupt())
 
-    with torch.random.fork_rng(devices=_cuda_only(device)):
-        torch.manual_seed(derive_seed(config.seed, "train"))
-        counters = Counters()
+        evaluating = _evaluating(config, evaluate)
+        store = CheckpointStore(out_dir / "checkpoints", config.keep_last)
+        checkpoint = _last_checkpoint(store, processes, fresh)
+        wanted = identity(model, batches.fingerprint, config)
+        check_alike(processes, wanted, checkpoint.step if checkpoint else 0)
+        precision = _precision(config, device)
+        where = machine(precision, device, config.micro_batches, processes.count)
         if checkpoint is not None:
-            counters = restore(checkpoint, optimizer, device)
+            check_same(checkpoint, wanted)
+            if processes.first:
+                warn_of_changes(checkpoint, where)
+            precision = where["precision"] = checkpoint.manifest["machine"]["precision"]
+
+        gauge = MemoryGauge(model)
+        optimizer = Optimizer(model, config, _DTYPES[precision])
+        _prepare(model, config)
+        counters = Counters(loss_scale=FIRST_SCALE if precision == "fp16" else 1.0)
+        if checkpoint is not None:
+            counters = restore(checkpoint, optimizer)
+        stepper = Stepper(
+            model,
+            objective or SummedLoss(),
+            optimizer,
+            config,
+            processes,
+            scaled=precision == "fp16",
+        )
         first, before, begun = counters.step, counters.seconds, time.perf_counter()
-        with (
-            MetricsLog(out_dir / "metrics.jsonl", counters.metrics_bytes) as metrics,
-            progress(label, config.steps, "steps", done=first) as bar,
-            deferred_interrupt() as interrupted,
-        ):
+        following = None
+        if processes.first:
+            following = stack.enter_context(
+                Following(
+                    out_dir,
+                    config,
+                    counters,
+                    gauge,
+                    label=label,
+                    devices=processes.count,
+                    expected=expected,
+                    trackers=trackers,
+                )
+            )
+        coming = stack.enter_context(batches_ahead(batches, first, config.steps, config.workers))
 
-            def save() -> None:
-                counters.seconds = before + time.perf_counter() - begun
-                counters.metrics_bytes = metrics.sync()
-                tensors = snapshot(optimizer, device)
-                store.save(counters.step, tensors, manifest(counters, wanted, where))
-
-            while counters.step < config.steps:
-                started = time.perf_counter()
-                batch = batches.at(counters.step)
-                _step(batch, model, objective or SummedLoss(), optimizer, config, counters, device)
-                now = time.perf_counter()
-                counters.window_seconds += now - started
-                counters.seconds = before + now - begun
-                counters.step += 1
+        while counters.step < config.steps:
+            started = time.perf_counter()
+            batch = next(coming)
+            stepper.take(batch, counters)
+            counters.step += 1
+            now = time.perf_counter()
+            counters.window_seconds += now - started
+            counters.seconds = before + now - begun
+            stop_after_bad_steps(batch, counters, config, out_dir, processes)
+            stopping = processes.any(interrupted())
+            if following is not None:
                 step, last = counters.step, counters.step == config.steps
+                due = step % config.checkpoint_every == 0 or last or stopping
                 if step % config.log_every == 0 or last:
-                    _report(metrics, counters, config)
-                if evaluate and config.evaluate_every and step % config.evaluate_every == 0:
-                    metrics.write({"step": step, **_evaluated(evaluate, model, optimizer, step)})
-                if step % config.checkpoint_every == 0 or last or interrupted():
-                    save()
-                loss = "-" if counters.loss is None else f"{counters.loss:.3f}"
-                bar.advance(1, loss=loss, tokens=f"{counters.tokens:,}")
+                    following.report(counters)
+                if evaluating and step % config.evaluate_every == 0:
+                    figures = _evaluated(evaluating, model, optimizer, step)
+                    following.report_evaluation(step, figures)
+                    due |= config.keep_best and _is_best(figures, counters)
+                if due:
+                    counters.seconds = before + time.perf_counter() - begun
+                    counters.metrics_bytes = following.sync()
+                    about = manifest(counters, wanted, where)
+                    store.save(step, optimizer.state(), about, keep=[counters.best_step])
+                following.show(counters)
                 if on_step:
                     on_step(counters)
-                if interrupted():
-                    raise KeyboardInterrupt
+            if stopping:
+                raise KeyboardInterrupt
     optimizer.finish()
     model.eval()
     return TrainResult(
@@ -169,89 +211,80 @@ def train(
         seconds=counters.seconds,
         skipped_empty=counters.skipped_empty,
         skipped_bad=counters.skipped_bad,
+        skipped_overflow=counters.skipped_overflow,
         resumed_from=first,
         precision=precision,
+        peak_bytes=gauge.peak(),
+        best_loss=counters.best_loss,
+        best_step=counters.best_step,
     )
 
 
-def _step(
-    batch: Batch,
-    model: nn.Module,
-    objective: Objective,
-    optimizer: Optimizer,
-    config: TrainConfig,
-    counters: Counters,
-    device: torch.device,
-) -> None:
-    """One optimizer step; one without trained tokens or a finite gradient changes no weight."""
-    if batch.n_trained == 0:
-        counters.skipped_empty += 1
-        return
-    optimizer.clear_gradients()
-    parts = [
-        TensorBatch.of(part, device) for part in batch.split(config.micro_batches) if part.n_trained
-    ]
-    total = objective.backward(model, parts, batch.n_trained, optimizer.collect_gradients)
-    norm = optimizer.clip_gradients()
-    counters.grad_norm = norm if math.isfinite(norm) else None
-    counters.tokens += batch.n_tokens
-    counters.trained_tokens += batch.n_trained
-    counters.window_tokens += batch.n_tokens
-    if math.isfinite(total) and math.isfinite(norm):
-        optimizer.step(rate_at(counters.step, config), counters.step)
-        counters.bad_in_a_row = 0
-        counters.window_loss += total
-        counters.window_trained += batch.n_trained
-        return
-    counters.skipped_bad += 1
-    counters.bad_in_a_row += 1
-    if counters.bad_in_a_row >= config.max_bad_steps:
-        raise HoneError(
-            f"Training stopped at step {counters.step + 1}: the loss or the gradient was not "
-            f"finite in {counters.bad_in_a_row} steps in a row. Lower the learning rate "
-            f"({config.learning_rate:g}, Muon {config.muon_learning_rate:g}) or lengthen the "
-            f"warmup ({config.warmup_steps} steps), and start over with --fresh."
+def _last_checkpoint(
+    store: CheckpointStore, processes: Processes, fresh: bool
+) -> Checkpoint | None:
+    """What to go on from; the first process has tidied up before the others look."""
+    checkpoint = None
+    if processes.first:
+        if fresh:
+            store.clear()
+        checkpoint = store.latest()
+    processes.barrier()
+    return checkpoint if processes.first else store.latest()
+
+
+def _prepare(model: nn.Module, config: TrainConfig) -> None:
+    """Have the model as training needs it."""
+    if adjoin_weights := getattr(model, "adjoin_weights", None):
+        adjoin_weights()  # a conversion of the dtype has taken them apart
+    mode, offload = config.activation_checkpointing, config.offload_activations
+    if set_mode := getattr(model, "set_activation_checkpointing", None):
+        set_mode(mode, config.checkpointed_blocks, offload)
+    elif mode != "none" or offload:
+        raise ConfigError(
+            f"{type(model).__name__} cannot compute activations again or offload them. Set "
+            'activation_checkpointing to "none" and offload_activations to false.'
         )
+    if next(model.parameters()).device.type == "cpu":
+        keep_freed_memory()
+    model.train()
 
 
-def _report(metrics: MetricsLog, counters: Counters, config: TrainConfig) -> None:
-    """Write a line for the window of steps since the last one, and begin the next window."""
-    trained = counters.window_trained
-    counters.loss = counters.window_loss / trained if trained else None
-    rate = rate_at(counters.step - 1, config)
-    metrics.write(
-        {
-            "step": counters.step,
-            "loss": counters.loss,
-            "lr": rate * config.learning_rate,
-            "tokens": counters.tokens,
-            "trained_tokens": counters.trained_tokens,
-            "grad_norm": counters.grad_norm,
-            "seconds": round(counters.seconds, 3),
-            "tokens_per_second": round(counters.window_tokens / counters.window_seconds, 1),
-        }
-    )
-    counters.window_loss, counters.window_seconds = 0.0, 0.0
-    counters.window_tokens, counters.window_trained = 0, 0
+def _evaluating(config: TrainConfig, evaluate: Evaluate | None) -> Evaluate | None:
+    """``evaluate``, if it is to be called at all."""
+    if not config.evaluate_every or evaluate is None:
+        if config.keep_best:
+            raise ConfigError(
+                "The training setting keep_best needs evaluations to compare: set evaluate_every, "
+                "and give data to evaluate on."
+            )
+        return None
+    return evaluate
 
 
 def _evaluated(
-    evaluate: Callable[[nn.Module, int], Mapping[str, Any]],
-    model: nn.Module,
-    optimizer: Optimizer,
-    step: int,
+    evaluate: Evaluate, model: nn.Module, optimizer: Optimizer, step: int
 ) -> Mapping[str, Any]:
-    """The evaluation's figures, with no trace left in the model or the random stream."""
+    """The evaluation's figures, with no trace left in the model."""
     model.eval()
-    devices = _cuda_only(next(model.parameters()).device)
-    with torch.random.fork_rng(devices), optimizer.averaged(), torch.no_grad():
+    with optimizer.averaged(), torch.no_grad():
         result = evaluate(model, step)
     model.train()
     return result
 
 
-def _cuda_only(device: torch.device) -> list[torch.device]:
-    return [device] if device.type == "cuda" else []
+def _is_best(figures: Mapping[str, Any], counters: Counters) -> bool:
+    """Whether an evaluation's loss is the lowest until now; remembers it if so."""
+    if "loss" not in figures:
+        raise ConfigError(
+            "The training setting keep_best compares the loss of evaluations, and this evaluation "
+            f"has none, only: {', '.join(figures) or 'nothing'}."
+        )
+    loss = float(figures["loss"])
+    if not math.isfinite(loss) or (counters.best_loss is not None and loss >= counters.best_loss):
+        return False
+    counters.best_loss, counters.best_step = loss, counters.step
+    return True
 
 
 def _precision(config: TrainConfig, device: torch.device) -> str:

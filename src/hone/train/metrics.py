@@ -37,6 +37,21 @@ class MetricsLog:
             raise explain_os_error(error, path) from error
         self.bytes_written = bytes_kept
 
+    def records(self) -> list[dict[str, Any]]:
+        """The lines that are in the file.
+
+        Raises:
+            CheckpointError: they are not as they were written.
+        """
+        try:
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            return [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise CheckpointError(
+                f"{self.path} was changed since the checkpoint was written: {error}. Put it back, "
+                "or start over with --fresh."
+            ) from error
+
     def write(self, record: dict[str, Any]) -> None:
         """Append one line; numbers that are not finite become null, as JSON has no others.
 

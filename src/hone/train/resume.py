@@ -1,15 +1,17 @@
 """What a checkpoint says about its run, and whether another run may go on from it."""
 
 import hashlib
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hone.core.errors import CheckpointError, ConfigError
+from hone.parallel import Processes
 from hone.train.checkpoints import Checkpoint
 from hone.train.config import TrainConfig
 from hone.train.optimizers import Optimizer
@@ -32,7 +34,12 @@ class Counters:
         seconds: all time in the loop, in every process that worked on the run.
         skipped_empty, skipped_bad: steps without a trained token, and without a finite loss and
             gradient.
+        skipped_overflow: steps with a finite loss that was scaled too high for float16's gradients.
+        loss_scale: what the loss is multiplied by; 1 but with float16.
+        bad_in_a_row, good_in_a_row: bad steps since the last good one, and good steps since the
+            last that was not or that raised the scale.
         loss: mean over the trained tokens of the last window.
+        best_loss, best_step: the lowest loss of an evaluation, and when it was.
     """
 
     step: int = 0
@@ -41,9 +48,14 @@ class Counters:
     seconds: float = 0.0
     skipped_empty: int = 0
     skipped_bad: int = 0
+    skipped_overflow: int = 0
+    loss_scale: float = 1.0
     bad_in_a_row: int = 0
+    good_in_a_row: int = 0
     loss: float | None = None
     grad_norm: float | None = None
+    best_loss: float | None = None
+    best_step: int | None = None
     metrics_bytes: int = 0
     window_loss: float = 0.0
     window_tokens: int = 0
@@ -67,10 +79,14 @@ def identity(model: nn.Module, data: str, config: TrainConfig) -> dict[str, Any]
     }
 
 
-def machine(precision: str, device: torch.device) -> dict[str, Any]:
+def machine(
+    precision: str, device: torch.device, micro_batches: int, processes: int
+) -> dict[str, Any]:
     """What the bits of a result may depend on besides; a change is warned of, not refused."""
     return {
         "precision": precision,
+        "micro_batches": micro_batches,
+        "processes": processes,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "device": device.type,
@@ -120,17 +136,26 @@ def warn_of_changes(checkpoint: Checkpoint, now: Mapping[str, Any]) -> None:
         )
 
 
-def snapshot(optimizer: Optimizer, device: torch.device) -> dict[str, Tensor]:
-    """Every tensor that the rest of the run depends on."""
-    tensors = optimizer.state()
-    tensors["random/cpu"] = torch.get_rng_state()
-    if device.type == "cuda":
-        tensors["random/cuda"] = torch.cuda.get_rng_state(device)
-    return tensors
+def check_alike(processes: Processes, wanted: Mapping[str, Any], step: int) -> None:
+    """Refuse processes that would not train the same.
+
+    Raises:
+        ConfigError: names one that differs from the first.
+    """
+    text = json.dumps([wanted, step], sort_keys=True)
+    digest = torch.tensor(list(hashlib.sha256(text.encode()).digest()), dtype=torch.uint8)
+    digests = processes.gather(digest)
+    for rank, found in enumerate(digests):
+        if not torch.equal(found, digests[0]):
+            raise ConfigError(
+                f"Process {rank} of {processes.count} has other settings, data, weights or "
+                "checkpoints than process 0. Give all of them the same, checkpoints in a folder "
+                "that all can read."
+            )
 
 
-def restore(checkpoint: Checkpoint, optimizer: Optimizer, device: torch.device) -> Counters:
-    """Put back what :func:`snapshot` took, and return the counters.
+def restore(checkpoint: Checkpoint, optimizer: Optimizer) -> Counters:
+    """Put back the tensors of the optimizer, and return the counters.
 
     Raises:
         CheckpointError: the tensors are not those of this optimizer.
@@ -145,10 +170,6 @@ def restore(checkpoint: Checkpoint, optimizer: Optimizer, device: torch.device) 
                 "Start over with --fresh."
             )
     optimizer.load_state(tensors)
-    if "random/cpu" in tensors:
-        torch.set_rng_state(tensors["random/cpu"])
-    if device.type == "cuda" and "random/cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["random/cuda"], device)
     saved = checkpoint.manifest.get("counters", {})
     try:
         return Counters(**{field.name: saved[field.name] for field in fields(Counters)})

@@ -56,6 +56,14 @@ class Rows:
         if empty:
             raise DataError(f"{self.source} is empty: there is nothing to train on.")
 
+    def __length_hint__(self) -> int:
+        """About how many rows there are, for a progress bar; 0 where it would take reading them."""
+        kind = kind_of(self.source)
+        if self.source.startswith(SCHEME) or kind not in (*_LINES, ".csv", ".tsv"):
+            return 0
+        with open_bytes(Path(self.source).expanduser()) as file:
+            return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(_CHUNK), b""))
+
     def where(self, number: int) -> str:
         """The place of a row for a message."""
         unit = "row" if self._is_table else "line"

@@ -63,7 +63,6 @@ class Conversations:
     """How one model writes conversations.
 
     Attributes:
-        source: the template for a plain conversation; it is to be saved with the model.
         own: the template is the tokenizer's, not one of hone's.
     """
 
@@ -71,24 +70,24 @@ class Conversations:
         """Use ``source``, or the tokenizer's own templates, or without any hone's.
 
         Raises:
-            CheckpointError: a template is broken, or there is none and no end token to write one.
+            CheckpointError: there is no template, and no end token from which to make one.
         """
         self.tokenizer = tokenizer
         self.own = source is None and bool(tokenizer.chat_templates)
-        plain = tokenizer.chat_template_for() if self.own else source or default_template(tokenizer)
-        assert plain is not None
-        self.source = plain
-        with_tools = tokenizer.chat_template_for(tools=()) if self.own else plain
-        assert with_tools is not None
-        self._plain = ChatTemplate(plain, tokenizer.config)
-        self._with_tools = ChatTemplate(with_tools, tokenizer.config)
-        written = tokenizer.backend.get_added_tokens_decoder().values()
-        self._signs = tuple(t.content for t in written if t.content and t.content[-1] > " ")
+        self._source = None if self.own else source or default_template(tokenizer)
+
+    @property
+    def source(self) -> str:
+        """The template for a plain conversation; it is to be saved with the model."""
+        found = self._source or self.tokenizer.chat_template_for()
+        assert found is not None
+        return found
 
     def prompt(self, messages: Messages, tools: Tools = None, **variables: Any) -> str:
         """The text up to where the model's answer begins, special tokens included.
 
         Raises:
+            CheckpointError: the template is broken.
             RequestError: the template refuses the messages.
         """
         return self._render(messages, tools, True, variables)
@@ -143,17 +142,25 @@ class Conversations:
         """Whether a system message goes before the first user's, as the template refuses it."""
         user = [{"role": "user", "content": "a"}]
         try:
-            self._plain.render(user)
+            self._template(None).render(user)
         except RequestError:
             return False
         try:
-            self._plain.render([{"role": "system", "content": "b"}, *user])
+            self._template(None).render([{"role": "system", "content": "b"}, *user])
         except RequestError:
             return True
         return False
 
     def _template(self, tools: Tools) -> ChatTemplate:
-        return self._plain if tools is None else self._with_tools
+        source = self._source or self.tokenizer.chat_template_for(tools)
+        assert source is not None
+        return ChatTemplate(source, self.tokenizer.config)
+
+    @cached_property
+    def _signs(self) -> tuple[str, ...]:
+        """The spellings of the tokens with which a turn may end."""
+        written = self.tokenizer.backend.get_added_tokens_decoder().values()
+        return tuple(token.content for token in written if token.content[-1:] > " ")
 
     def _render(
         self, messages: Messages, tools: Tools, prompt: bool, variables: Mapping[str, Any]
@@ -204,7 +211,7 @@ class Conversations:
                 )
             end = self._end(text, len(start))
             if end == len(start):
-                raise RequestError(f"The chat template writes nothing of message {index + 1}.")
+                raise RequestError("The chat template writes nothing of an answer.")
             alone.append(Rendered(text, ((len(start), end),), prompted=True))
             stable = stable and whole[:end] == text[:end]
         if not stable:
@@ -226,8 +233,7 @@ class Conversations:
             for call in message.get("tool_calls", ()):
                 if call["function"]["name"] not in written:
                     raise RequestError(
-                        f"The chat template does not write the call of "
-                        f"{call['function']['name']!r}; give one that knows tools."
+                        "The chat template does not write tool calls; give one that does."
                     )
 
 

@@ -6,6 +6,7 @@ heads, K key/value heads, D head size, C = H + 2K, F feed-forward, X experts.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from hone.kernels import (
 from hone.kernels.attention import Bias
 from hone.models.config import ModelConfig
 from hone.models.context import Context
+from hone.models.recompute import Keeper
 
 
 @dataclass(slots=True)
@@ -36,6 +38,7 @@ class Step:
         bias: what positions add to the scores, or None.
         source_ME: the encoder's hidden states; None in later passes, when a cache has them.
         router_logits: those of every mixture of experts ``[N, X]``, in the order of layers.
+        keeper: what is kept for the backward pass.
     """
 
     context: Context
@@ -44,6 +47,7 @@ class Step:
     bias: Bias | None = None
     source_ME: Tensor | None = None  # noqa: N815
     router_logits: list[Tensor] = field(default_factory=list)
+    keeper: Keeper = field(default_factory=Keeper)
 
 
 class RMSNorm(nn.Module):
@@ -110,14 +114,22 @@ class Attention(nn.Module):
     def forward(self, x_NE: Tensor, step: Step, keep: Tensor | None = None) -> Tensor:
         """Attention's output ``[N, E]``, or only its rows ``keep``."""
         qkv_NC = project(x_NE, (self.q_proj, self.k_proj, self.v_proj))
-        if self.q_norm is not None and self.k_norm is not None:
-            heads, kv_heads = self.rule.heads, self.rule.kv_heads
-            qkv_NCD = qkv_NC.unflatten(-1, (heads + 2 * kv_heads, -1))
-            q, k, v = qkv_NCD.split((heads, kv_heads, kv_heads), dim=1)
-            qkv_NC = torch.cat((self.q_norm(q), self.k_norm(k), v), dim=1).flatten(1)
+        if self.q_norm is not None:
+            qkv_NC = step.keeper.cheap(self._norm_heads, qkv_NC)
         rotary = step.local_rotary if self.local else step.rotary
-        o_NH = step.context.attend(self.layer, qkv_NC, rotary, self.rule, step.bias)
+        o_NH = step.keeper.inside(
+            partial(step.context.attend, self.layer), qkv_NC, rotary, self.rule, step.bias
+        )
         return project(rows(o_NH, keep), (self.o_proj,))
+
+    def _norm_heads(self, qkv_NC: Tensor) -> Tensor:
+        """Queries and keys normalised, each head by itself."""
+        assert self.q_norm is not None
+        assert self.k_norm is not None
+        heads, kv_heads = self.rule.heads, self.rule.kv_heads
+        qkv_NCD = qkv_NC.unflatten(-1, (heads + 2 * kv_heads, -1))
+        q, k, v = qkv_NCD.split((heads, kv_heads, kv_heads), dim=1)
+        return torch.cat((self.q_norm(q), self.k_norm(k), v), dim=1).flatten(1)
 
     def to_source(self, x_NE: Tensor, step: Step, keep: Tensor | None = None) -> Tensor:
         """Attention to the encoder's hidden states, ``[N, E]``, or only its rows ``keep``."""
@@ -156,13 +168,14 @@ class FeedForward(nn.Module):
 
     def forward(self, x_NE: Tensor, step: Step) -> Tensor:
         """``[N, E]`` to ``[N, E]``."""
-        if not self.gated:
-            inner_NF = ACTIVATIONS[self.activation](project(x_NE, (self.up_proj,)))
-        else:
-            gate_up_N2F = project(x_NE, (self.gate_proj, self.up_proj))
-            silu = self.activation == "silu"
-            inner_NF = swiglu(gate_up_N2F) if silu else gated(gate_up_N2F, self.activation)
+        layers = (self.gate_proj, self.up_proj) if self.gated else (self.up_proj,)
+        inner_NF = step.keeper.cheap(self._activate, project(x_NE, layers))
         return project(inner_NF, (self.down_proj,))
+
+    def _activate(self, x_NF: Tensor) -> Tensor:
+        if not self.gated:
+            return ACTIVATIONS[self.activation](x_NF)
+        return swiglu(x_NF) if self.activation == "silu" else gated(x_NF, self.activation)
 
     @property
     def joint_products(self) -> list[tuple[nn.Module, ...]]:
@@ -235,11 +248,12 @@ class PreNormBlock(Block):
     def forward(self, x_NE: Tensor, step: Step, keep: Tensor | None = None) -> Tensor:
         """``h = x + attention(norm(x)); h + mlp(norm(h))``."""
         early = keep if self.cross_attn is None else None  # all rows attend to the source
-        h_NE = rows(x_NE, early) + self.self_attn(self.input_layernorm(x_NE), step, early)
+        cheap = step.keeper.cheap
+        h_NE = rows(x_NE, early) + self.self_attn(cheap(self.input_layernorm, x_NE), step, early)
         if self.cross_attn is not None:
-            read_NE = self.cross_attn.to_source(self.cross_attention_layernorm(h_NE), step, keep)
-            h_NE = rows(h_NE, keep) + read_NE
-        return h_NE + self.mlp(self.post_attention_layernorm(h_NE), step)
+            normed_NE = cheap(self.cross_attention_layernorm, h_NE)
+            h_NE = rows(h_NE, keep) + self.cross_attn.to_source(normed_NE, step, keep)
+        return h_NE + self.mlp(cheap(self.post_attention_layernorm, h_NE), step)
 
 
 class PostNormBlock(Block):
@@ -248,11 +262,13 @@ class PostNormBlock(Block):
     def forward(self, x_NE: Tensor, step: Step, keep: Tensor | None = None) -> Tensor:
         """``h = norm(x + attention(x)); norm(h + mlp(h))``."""
         early = keep if self.cross_attn is None else None  # all rows attend to the source
-        h_NE = self.input_layernorm(rows(x_NE, early) + self.self_attn(x_NE, step, early))
+        cheap = step.keeper.cheap
+        h_NE = rows(x_NE, early) + self.self_attn(x_NE, step, early)
+        h_NE = cheap(self.input_layernorm, h_NE)
         if self.cross_attn is not None:
             read_NE = self.cross_attn.to_source(h_NE, step, keep)
-            h_NE = self.cross_attention_layernorm(rows(h_NE, keep) + read_NE)
-        return self.post_attention_layernorm(h_NE + self.mlp(h_NE, step))
+            h_NE = cheap(self.cross_attention_layernorm, rows(h_NE, keep) + read_NE)
+        return cheap(self.post_attention_layernorm, h_NE + self.mlp(h_NE, step))
 
 
 class SandwichBlock(Block):
@@ -265,10 +281,11 @@ class SandwichBlock(Block):
 
     def forward(self, x_NE: Tensor, step: Step, keep: Tensor | None = None) -> Tensor:
         """``h = x + norm(attention(norm(x))); h + norm(mlp(norm(h)))``."""
-        attended_NE = self.self_attn(self.input_layernorm(x_NE), step, keep)
-        h_NE = rows(x_NE, keep) + self.post_attention_layernorm(attended_NE)
-        mixed_NE = self.mlp(self.pre_feedforward_layernorm(h_NE), step)
-        return h_NE + self.post_feedforward_layernorm(mixed_NE)
+        cheap = step.keeper.cheap
+        attended_NE = self.self_attn(cheap(self.input_layernorm, x_NE), step, keep)
+        h_NE = rows(x_NE, keep) + cheap(self.post_attention_layernorm, attended_NE)
+        mixed_NE = self.mlp(cheap(self.pre_feedforward_layernorm, h_NE), step)
+        return h_NE + cheap(self.post_feedforward_layernorm, mixed_NE)
 
 
 class ParallelBlock(Block):
@@ -276,9 +293,10 @@ class ParallelBlock(Block):
 
     def forward(self, x_NE: Tensor, step: Step, keep: Tensor | None = None) -> Tensor:
         """``x + attention(norm(x)) + mlp(norm'(x))``."""
-        attended_NE = self.self_attn(self.input_layernorm(x_NE), step, keep)
+        cheap = step.keeper.cheap
+        attended_NE = self.self_attn(cheap(self.input_layernorm, x_NE), step, keep)
         x_NE = rows(x_NE, keep)
-        return x_NE + attended_NE + self.mlp(self.post_attention_layernorm(x_NE), step)
+        return x_NE + attended_NE + self.mlp(cheap(self.post_attention_layernorm, x_NE), step)
 
 
 BLOCKS: dict[str, type[Block]] = {

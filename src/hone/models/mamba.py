@@ -29,7 +29,7 @@ class MambaBlock(nn.Module):
 
     def forward(self, x_NE: Tensor, step: Step, keep: Tensor | None = None) -> Tensor:
         """The residual stream after this block, or only its rows ``keep``."""
-        return rows(x_NE, keep) + self.mixer(self.norm(x_NE), step, keep)
+        return rows(x_NE, keep) + self.mixer(step.keeper.cheap(self.norm, x_NE), step, keep)
 
 
 class Convolution(nn.Module):
@@ -43,8 +43,9 @@ class Convolution(nn.Module):
     def forward(
         self, x_NC: Tensor, bounds: list[int], state: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The convolved inputs and each sequence's last inputs, for the next pass."""
-        return causal_convolution(x_NC, self.weight[:, 0], self.bias, bounds, state)
+        """``silu(convolution(x))`` and each sequence's last inputs, for the next pass."""
+        y_NC, state = causal_convolution(x_NC, self.weight[:, 0], self.bias, bounds, state)
+        return functional.silu(y_NC), state
 
     def initial_value(self, name: str, generator: torch.Generator) -> Tensor | None:
         """Uniform, as PyTorch's own convolutions begin."""
@@ -90,19 +91,20 @@ class MambaMixer(nn.Module):
         bounds, state = step.context.bounds, step.context.state(self.layer)
         convolved, recurrent = (None, None) if state is None else state
         u_ND, gate_ND = project(x_NE, (self.in_proj,)).chunk(2, dim=-1)
-        u_ND, convolved = self.conv1d(u_ND[: bounds[-1]], bounds, convolved)
+        cheap = step.keeper.cheap
+        u_ND, convolved = cheap(self.conv1d, u_ND[: bounds[-1]], bounds, convolved)
         # Products keep the rows of padding: a row's bits may depend on how many there are.
-        u_ND = _padded(functional.silu(u_ND), gate_ND)
+        u_ND = _padded(u_ND, gate_ND)
         sizes = (self.space.rank, self.space.state, self.space.state)
         step_NR, B_NS, C_NS = project(u_ND, (self.x_proj,)).split(sizes, dim=-1)
-        delta_ND = functional.softplus(project(step_NR, (self.dt_proj,)))
+        delta_ND = cheap(functional.softplus, project(step_NR, (self.dt_proj,)))
         A_DS = -torch.exp(self.A_log.float())
         u_ND, delta_ND, B_NS, C_NS = (x[: bounds[-1]] for x in (u_ND, delta_ND, B_NS, C_NS))
         y_ND, recurrent = selective_scan(
             u_ND, delta_ND, A_DS, B_NS, C_NS, self.D, bounds, recurrent
         )
         step.context.keep(self.layer, (convolved, recurrent))
-        y_ND = _padded(y_ND.to(gate_ND.dtype), gate_ND) * functional.silu(gate_ND)
+        y_ND = cheap(_gated, _padded(y_ND.to(gate_ND.dtype), gate_ND), gate_ND)
         return project(rows(y_ND, keep), (self.out_proj,))
 
     def initial_value(self, name: str, generator: torch.Generator) -> Tensor | None:
@@ -160,9 +162,10 @@ class Mamba2Mixer(nn.Module):
         gate_ND, u_NC, delta_NH = project(x_NE, (self.in_proj,)).split(
             (space.inner, mixed, space.heads), dim=-1
         )
-        u_NC, convolved = self.conv1d(u_NC[: bounds[-1]], bounds, convolved)
+        cheap = step.keeper.cheap
+        u_NC, convolved = cheap(self.conv1d, u_NC[: bounds[-1]], bounds, convolved)
         parts = (space.inner, space.groups * space.state, space.groups * space.state)
-        x_ND, B_NS, C_NS = functional.silu(u_NC).split(parts, dim=-1)
+        x_ND, B_NS, C_NS = u_NC.split(parts, dim=-1)
         delta_NH = functional.softplus(delta_NH[: bounds[-1]] + self.dt_bias)
         y_NHP, recurrent = state_space_dual(
             x_ND.unflatten(-1, (space.heads, -1)),
@@ -175,7 +178,8 @@ class Mamba2Mixer(nn.Module):
             recurrent,
         )
         step.context.keep(self.layer, (convolved, recurrent))
-        y_ND = self.norm(_padded(y_NHP.flatten(1).to(gate_ND.dtype), gate_ND), gate_ND)
+        y_ND = _padded(y_NHP.flatten(1).to(gate_ND.dtype), gate_ND)
+        y_ND = cheap(self.norm, y_ND, gate_ND)
         return project(rows(y_ND, keep), (self.out_proj,))
 
     def initial_value(self, name: str, generator: torch.Generator) -> Tensor | None:
@@ -192,6 +196,10 @@ def initial_steps(count: int, generator: torch.Generator) -> Tensor:
     span = math.log(_LARGEST_STEP) - math.log(_SMALLEST_STEP)
     steps = torch.exp(torch.rand(count, generator=generator) * span + math.log(_SMALLEST_STEP))
     return steps + torch.log(-torch.expm1(-steps))
+
+
+def _gated(y_ND: Tensor, gate_ND: Tensor) -> Tensor:
+    return y_ND * functional.silu(gate_ND)
 
 
 def _padded(y_ND: Tensor, like_ND: Tensor) -> Tensor:

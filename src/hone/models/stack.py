@@ -4,8 +4,11 @@ Shapes: N tokens of all sequences behind one another, M tokens of the sources, E
 T queries, S keys.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 
 from hone.core.errors import RequestError
@@ -14,6 +17,7 @@ from hone.models.blocks import BLOCKS, Step, make_norm
 from hone.models.config import ModelConfig
 from hone.models.context import Context
 from hone.models.positions import Alibi, Buckets, Learned, Rotary, Sinusoidal
+from hone.models.recompute import Keeper, Recomputation
 from hone.models.rotary_table import RotaryTable
 
 
@@ -31,7 +35,9 @@ class RelativeBias:
         if (queries, keys) not in self._known:
             query_T1 = torch.arange(keys - queries, keys, device=device)[:, None]
             distance_TS = torch.arange(keys, device=device) - query_T1
-            self._known[queries, keys] = self._bias(distance_TS)
+            # Made once for all layers: it belongs to no piece that is computed again.
+            with saved_tensors_hooks(lambda kept: kept, lambda kept: kept):
+                self._known[queries, keys] = self._bias(distance_TS)
         return self._known[queries, keys]
 
     def _bias(self, distance_TS: Tensor) -> Tensor:
@@ -61,6 +67,7 @@ class Stack(nn.Module):
         self.embed_norm = make_norm(config) if config.embedding_norm else None
         if isinstance(positions, Buckets):
             self.relative_bias = nn.Embedding(positions.count, config.num_attention_heads)
+        self.recomputation = Recomputation()
         self.layers = nn.ModuleList(
             make_block(config, layer) for layer in range(config.num_hidden_layers)
         )
@@ -109,15 +116,41 @@ class Stack(nn.Module):
             )
         x_NE = self.embed(input_ids_N, positions_N, token_types_N)
         step = self._step(context, positions_N, x_NE.dtype, source_ME, router_logits)
+        with self.recomputation.keeper(self.parameters(), x_NE.device) as keeper:
+            if self.recomputation.mode == "blocks" and hidden_states is None:
+                x_NE = self._run_pieces(x_NE, step, keep, keeper)
+            else:
+                step.keeper = keeper
+                x_NE = self._run(x_NE, step, keep, hidden_states)
+        if self.norm is not None:
+            x_NE = self.norm(x_NE)
+        if hidden_states is not None:
+            hidden_states.append(x_NE)
+        return x_NE
+
+    def _run(
+        self, x_NE: Tensor, step: Step, keep: Tensor | None, hidden_states: list[Tensor] | None
+    ) -> Tensor:
         last = len(self.layers) - 1
         for layer, block in enumerate(self.layers):
             if hidden_states is not None:
                 hidden_states.append(x_NE)
             x_NE = block(x_NE, step, keep if layer == last else None)
-        if self.norm is not None:
-            x_NE = self.norm(x_NE)
-        if hidden_states is not None:
-            hidden_states.append(x_NE)
+        return x_NE
+
+    def _run_pieces(self, x_NE: Tensor, step: Step, keep: Tensor | None, keeper: Keeper) -> Tensor:
+        """All blocks, some at a time, of which only the inputs are kept."""
+        layers, size = list(self.layers), self.recomputation.every
+        for first in range(0, len(layers), size):
+
+            def piece(x_NE: Tensor, first: int = first) -> tuple[Tensor, ...]:
+                own = replace(step, router_logits=[])
+                for block in layers[first : first + size]:
+                    x_NE = block(x_NE, own, keep if block is layers[-1] else None)
+                return x_NE, *own.router_logits
+
+            x_NE, *logits = keeper.inside(piece, x_NE)
+            step.router_logits.extend(logits)
         return x_NE
 
     def embed(

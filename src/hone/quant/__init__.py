@@ -1,13 +1,27 @@
 """Number formats and post-training methods, the layers that compute with them, their files.
 
-Here: int8 weights in the compressed-tensors format. Importing this package makes such checkpoints
-readable. Not here: training, adapters, generation.
+Here: int8 weights in the compressed-tensors format, NF4 weights in that of bitsandbytes. Importing
+this package makes such checkpoints readable. Not here: training, adapters, generation.
 """
 
 from hone.models import register_quantization
 from hone.quant.checkpoint import QUANT_METHOD, quantize_checkpoint, replace_layers
 from hone.quant.int8 import Int8Linear, quantize_rows
+from hone.quant.nf4 import Nf4State, nf4_dequantize, nf4_linear, nf4_quantize
+from hone.quant.nf4_layer import Nf4Linear, nf4_footprint, quantize_nf4_model
 
 register_quantization(QUANT_METHOD, replace_layers)
 
-__all__ = ["Int8Linear", "quantize_checkpoint", "quantize_rows", "replace_layers"]
+__all__ = [
+    "Int8Linear",
+    "Nf4Linear",
+    "Nf4State",
+    "nf4_dequantize",
+    "nf4_footprint",
+    "nf4_linear",
+    "nf4_quantize",
+    "quantize_checkpoint",
+    "quantize_nf4_model",
+    "quantize_rows",
+    "replace_layers",
+]

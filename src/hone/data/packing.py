@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from hone.core.errors import ConfigError, DataError
 from hone.core.seeds import derive_seed
-from hone.data.samples import IGNORED, Sample
+from hone.data.samples import IGNORED, DrawnSamples, ListedSamples, Sample, TokenIds
 
 Encode = Callable[[int, int], Sample]
 Ids = npt.NDArray[np.int64]
@@ -128,7 +128,7 @@ def pack(samples: Sequence[Sample]) -> Batch:
     )
 
 
-def _lay(sequences: Sequence[Sequence[int]]) -> tuple[Ids, Bounds]:
+def _lay(sequences: Sequence[TokenIds]) -> tuple[Ids, Bounds]:
     """Sequences end to end, and where each begins."""
     cu = np.zeros(len(sequences) + 1, dtype=np.int32)
     np.cumsum([len(sequence) for sequence in sequences], out=cu[1:])
@@ -160,7 +160,7 @@ class PackedBatches:
 
     def __init__(
         self,
-        samples: Sequence[Sample],
+        samples: Sequence[Sample] | DrawnSamples,
         tokens_per_batch: int,
         seed: int,
         *,
@@ -173,7 +173,8 @@ class PackedBatches:
         """Plan batches of about ``tokens_per_batch`` positions.
 
         Args:
-            samples: what to train on, all scored in the same way.
+            samples: what to train on, all scored in the same way; a list, or samples that are made
+                when their turn comes.
             tokens_per_batch: the mean over an epoch, sources included; one batch differs by up to a
                 sample's length.
             seed: the order follows from it and the epoch.
@@ -181,10 +182,10 @@ class PackedBatches:
                 batch.
             drop_overlong: leave longer samples out and count them, instead of refusing.
             bucket_batches: see the module; 1 means no grouping by length.
-            encode: ``encode(index, epoch)`` gives sample ``index`` (into ``samples``) in another
-                form for an epoch, from nothing but its arguments: another spelling, or other
-                tokens masked; the plan keeps the lengths of ``samples``. A form longer than
-                ``max_length`` gives way to the one in ``samples``, so nothing is ever cut.
+            encode: ``encode(index, epoch)`` gives sample ``index`` of a list in another form for an
+                epoch, from nothing but its arguments: another spelling, or other tokens masked; the
+                plan keeps the lengths of the list. A form longer than ``max_length`` gives way to
+                the one in the list, so nothing is ever cut.
             variant: a name for ``encode`` and its settings, for :attr:`fingerprint`.
 
         Raises:
@@ -199,27 +200,26 @@ class PackedBatches:
             if value < 1:
                 raise ConfigError(f"{name} must be at least 1, not {value}.")
         limit = tokens_per_batch if max_length is None else max_length
-        lengths = np.array([sample.longest for sample in samples], dtype=np.int64)
-        for index, sample in enumerate(samples):
-            _check(index, sample, scored=encode is None)
+        if isinstance(samples, Sequence):
+            samples = ListedSamples(samples, limit, encode)
+        lengths = samples.longest
         kept = np.flatnonzero(lengths <= limit)
-        self.dropped = len(samples) - len(kept)
+        self.dropped = len(lengths) - len(kept)
         if self.dropped and not drop_overlong:
             worst = int(np.argmax(lengths))
             raise DataError(
-                f"{self.dropped} of {len(samples)} samples are longer than {limit} tokens (sample "
+                f"{self.dropped} of {len(lengths)} samples are longer than {limit} tokens (sample "
                 f"{worst} has {lengths[worst]}). Raise the limit, or drop them on purpose."
             )
         if not len(kept):
             raise DataError(
-                f"No samples to train on: all {len(samples)} are longer than {limit} tokens."
+                f"No samples to train on: all {len(lengths)} are longer than {limit} tokens."
                 if self.dropped
                 else "No samples to train on."
             )
         self._samples, self._kept = samples, kept
-        self._lengths = np.array([samples[int(index)].length for index in kept], dtype=np.int64)
-        self._limit, self._seed, self._bucket = limit, seed, bucket_batches
-        self._encode = encode
+        self._lengths = samples.lengths[kept]
+        self._seed, self._bucket = seed, bucket_batches
         self.n_samples = len(kept)
         total = int(self._lengths.sum())
         self.batches_per_epoch = min(max(1, round(total / tokens_per_batch)), self.n_samples)
@@ -230,7 +230,7 @@ class PackedBatches:
     def at(self, step: int) -> Batch:
         """The batch of ``step`` (from 0); steps past an epoch go on into the next."""
         epoch, _ = divmod(step, self.batches_per_epoch)
-        return pack([self._sample(int(index), epoch) for index in self.indices(step)])
+        return pack([self._samples.draw(int(index), epoch) for index in self.indices(step)])
 
     def indices(self, step: int) -> npt.NDArray[np.int64]:
         """Which samples (indices into the list given) are in the batch of ``step``."""
@@ -242,21 +242,8 @@ class PackedBatches:
         """A hash of all that decides what any step trains on."""
         digest = hashlib.sha256(repr(self._settings).encode())
         digest.update(self._lengths.tobytes())
-        for index in self._kept:
-            sample = self._samples[int(index)]
-            source = () if sample.source is None else sample.source
-            digest.update(np.array([len(sample.ids), len(source)], np.int64).tobytes())
-            for sequence in (sample.ids, sample.labels, source):
-                digest.update(np.asarray(sequence, np.int64).tobytes())
-            digest.update(repr(sample.target).encode())
+        digest.update(self._samples.fingerprint.encode())
         return digest.hexdigest()
-
-    def _sample(self, index: int, epoch: int) -> Sample:
-        if self._encode is not None:
-            sample = self._encode(index, epoch)
-            if 0 < sample.longest <= self._limit:
-                return sample
-        return self._samples[index]
 
     def _draw_plan(self, epoch: int) -> list[npt.NDArray[np.int64]]:
         random = np.random.Generator(np.random.PCG64(derive_seed(self._seed, "order", epoch)))
@@ -272,27 +259,6 @@ class PackedBatches:
             inner = _balanced_cuts(self._lengths[bucket], parts)
             batches += [bucket[a:b] for a, b in pairwise(inner)]
         return [batches[index] for index in random.permutation(len(batches))]
-
-
-def _check(index: int, sample: Sample, scored: bool) -> None:
-    if not len(sample.ids) or (sample.source is not None and not len(sample.source)):
-        raise DataError(f"Sample {index} has nothing to train: a text of it has no tokens.")
-    if len(sample.labels) not in (0, len(sample.ids)):
-        raise DataError(
-            f"Sample {index} has {len(sample.labels)} labels for {len(sample.ids)} tokens; give "
-            "each token one."
-        )
-    if not scored:
-        return
-    if len(sample.labels):
-        trained = bool((np.asarray(sample.labels) != IGNORED).any())
-    else:
-        trained = sample.target is not None or sample.source is not None
-    if not trained:
-        raise DataError(
-            f"Sample {index} has nothing to train: no token of it has a label, and the whole no "
-            "target."
-        )
 
 
 def _balanced_cuts(lengths: npt.NDArray, parts: int) -> npt.NDArray[np.int64]:

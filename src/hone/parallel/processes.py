@@ -139,16 +139,17 @@ def join_processes(environment: Mapping[str, str] = os.environ) -> Processes:
         ConfigError: the environment names no place in the group, or more processes than devices.
         HoneError: the others cannot be reached.
     """
-    if int(environment.get("WORLD_SIZE", "1")) == 1:
-        return Processes()
     try:
-        rank, count = int(environment["RANK"]), int(environment["WORLD_SIZE"])
-        local = int(environment.get("LOCAL_RANK", environment["RANK"]))
+        count = int(environment.get("WORLD_SIZE", "1"))
+        if count == 1:
+            return Processes()
+        rank = int(environment["RANK"])
+        local = int(environment.get("LOCAL_RANK", rank))
         where = f"{environment['MASTER_ADDR']}:{int(environment['MASTER_PORT'])}"
     except (KeyError, ValueError) as error:
         raise ConfigError(
-            f"The environment has WORLD_SIZE, but {error} is missing or no number. Start several "
-            "processes with torchrun, which sets all that they need."
+            f"The environment has WORLD_SIZE, but something beside it is missing or no number: "
+            f"{error}. Start several processes with torchrun, which sets all that they need."
         ) from error
     cuda = torch.cuda.is_available()
     if cuda and local >= torch.cuda.device_count():

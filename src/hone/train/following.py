@@ -109,12 +109,9 @@ class Following:
             )
             self._stack = stack.pop_all()
 
-    def report(self, counters: Counters) -> None:
-        """Write the figures of the steps since the last time, and begin to count anew."""
-        trained = counters.window_trained
-        counters.loss = counters.window_loss / trained if trained else None
-        speed = counters.window_tokens / counters.window_seconds
-        share = self._expected.share_of_peak(speed, self._devices)
+    def report(self, counters: Counters, tokens_per_second: float) -> None:
+        """Write the figures of the window that was just closed."""
+        share = self._expected.share_of_peak(tokens_per_second, self._devices)
         record = {
             "step": counters.step,
             "loss": counters.loss,
@@ -123,7 +120,7 @@ class Following:
             "trained_tokens": counters.trained_tokens,
             "grad_norm": counters.grad_norm,
             "seconds": round(counters.seconds, 3),
-            "tokens_per_second": round(speed, 1),
+            "tokens_per_second": round(tokens_per_second, 1),
             "memory_bytes": self._gauge.peak(),
             "skipped_empty": counters.skipped_empty,
             "skipped_bad": counters.skipped_bad,
@@ -132,8 +129,6 @@ class Following:
         if share is not None:
             record["share_of_peak"] = round(share, 4)
         self._write(record)
-        counters.window_loss, counters.window_seconds = 0.0, 0.0
-        counters.window_tokens, counters.window_trained = 0, 0
 
     def report_evaluation(self, step: int, figures: Mapping[str, Any]) -> None:
         """Write what an evaluation found; its ``loss`` is not that of training."""

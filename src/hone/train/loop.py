@@ -57,7 +57,8 @@ class TrainResult:
         resumed_from: the step that this attempt began at.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         peak_bytes: most memory held, see :class:`MemoryGauge`.
-        best_loss, best_step: the lowest ``loss`` of an evaluation; None without ``keep_best``.
+        best_loss, best_step: the lowest ``loss`` of an evaluation; None without ``keep_best``,
+            and in other processes than the first.
     """
 
     steps: int
@@ -182,11 +183,12 @@ def train(
             counters.seconds = before + now - begun
             stop_after_bad_steps(batch, counters, config, out_dir, processes)
             stopping = processes.any(interrupted())
+            step, last = counters.step, counters.step == config.steps
+            speed = counters.close_window() if step % config.log_every == 0 or last else None
             if following is not None:
-                step, last = counters.step, counters.step == config.steps
                 due = step % config.checkpoint_every == 0 or last or stopping
-                if step % config.log_every == 0 or last:
-                    following.report(counters)
+                if speed is not None:
+                    following.report(counters, speed)
                 if evaluating and step % config.evaluate_every == 0:
                     figures = _evaluated(evaluating, model, optimizer, step)
                     following.report_evaluation(step, figures)

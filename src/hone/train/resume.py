@@ -62,6 +62,14 @@ class Counters:
     window_trained: int = 0
     window_seconds: float = 0.0
 
+    def close_window(self) -> float:
+        """Take the loss of the window, begin the next; returns the tokens per second of this."""
+        self.loss = self.window_loss / self.window_trained if self.window_trained else None
+        speed = self.window_tokens / self.window_seconds
+        self.window_loss, self.window_seconds = 0.0, 0.0
+        self.window_tokens, self.window_trained = 0, 0
+        return speed
+
 
 def identity(model: nn.Module, data: str, config: TrainConfig) -> dict[str, Any]:
     """All that the trained weights depend on; taken before the first step."""

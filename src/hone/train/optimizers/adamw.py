@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from hone.train.config import TrainConfig
-from hone.train.optimizers.paged import new_state, part_size, settle, visiting
+from hone.train.optimizers.paged import is_visitor, new_state, part_size, settle, visiting
 from hone.train.optimizers.rules import decays
 
 
@@ -98,7 +98,7 @@ def _visits(weights: list[_Weight]) -> Iterator[list[_Part]]:
     for w in weights:
         assert w.weight.grad is not None
         whole = _Part(w.weight, w.weight.grad, w.exp_avg, w.exp_avg_sq)
-        if w.exp_avg.device == w.weight.device:
+        if not is_visitor(w.exp_avg, w.weight.device):
             at_home.append(whole)
             continue
         cuts = (tensor.view(-1).split(part_size(w.weight.device)) for tensor in whole)

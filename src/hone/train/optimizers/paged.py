@@ -24,13 +24,21 @@ def new_state(
     return torch.zeros(shape, dtype=dtype, device=device)
 
 
+def is_visitor(state: Tensor, device: torch.device) -> bool:
+    """Whether ``state`` waits elsewhere than on ``device``."""
+    return state.device != device
+
+
 @contextmanager
 def visiting(states: Sequence[Tensor], device: torch.device) -> Iterator[list[Tensor]]:
-    """``states`` on ``device`` for the time of the block; changes to them are copied back.
+    """``states`` on ``device`` for the time of the block; changes to visitors are copied back.
 
     The copies are queued, not waited for: call :func:`settle` before the host reads them.
     """
-    guests = [_brought(state, device) for state in states]
+    guests = [
+        state.to(device, non_blocking=True, copy=True) if is_visitor(state, device) else state
+        for state in states
+    ]
     yield guests
     for state, guest in zip(states, guests, strict=True):
         if guest is not state:
@@ -46,7 +54,3 @@ def settle(device: torch.device) -> None:
 def part_size(device: torch.device) -> int:
     """How many weights to update at a time, a multiple of every block size."""
     return _PART.get(device.type, _PART["cuda"])
-
-
-def _brought(state: Tensor, device: torch.device) -> Tensor:
-    return state if state.device == device else state.to(device, non_blocking=True)

@@ -11,6 +11,7 @@ from rich.console import Console
 import hone
 from hone.cli.ask import ask
 from hone.cli.chat import chat
+from hone.cli.data import data
 from hone.cli.demo import demo
 from hone.cli.generate import generate
 from hone.cli.push import push
@@ -62,6 +63,7 @@ app.command("quantize")(quantize)
 app.command("show")(show)
 app.command("push")(push)
 app.command("runs")(runs)
+app.add_typer(data, name="data")
 
 
 def main() -> None:

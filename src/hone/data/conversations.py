@@ -82,6 +82,11 @@ class Examples:
         check_tunes(self.format, str(source))
 
     @property
+    def use_template(self) -> bool:
+        """Whether they are conversations, which a chat template writes."""
+        return isinstance(next(iter(self)), Conversation)
+
+    @property
     def use_tools(self) -> bool:
         """Whether one of the first thousand offers functions or calls one."""
         return any(

@@ -84,7 +84,8 @@ def detect_format(columns: Iterable[str], where: str) -> Format:
         if any(needed.issubset(found) for needed in known.needed):
             return form
     names = {name for known in FORMATS.values() for way in known.needed for name in way}
-    near = [hint for name in found if (hint := nearest(name, names)).startswith("Did")]
+    hints = (nearest(name, names) for name in found if name not in names)
+    near = [hint for hint in hints if hint.startswith("Did")]
     ways = ", ".join("+".join(_ordered(known.needed[0])) for known in FORMATS.values())
     raise DataError(
         f"{where} has the columns {', '.join(found) or '(none)'}, which no format has. "

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from operator import length_hint
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from hone.core.errors import ConfigError, DataError, RequestError
+from hone.core.errors import CheckpointError, ConfigError, DataError, RequestError
 from hone.core.progress import progress
 from hone.data.conversations import Completion, Conversation, Document, Example
 from hone.data.samples import IGNORED, Sample
@@ -23,7 +23,6 @@ from hone.text.conversation import Conversations, Rendered, default_template
 from hone.text.offsets import Encoded, OffsetEncoder
 from hone.text.tokenizer import Tokenizer
 
-TrainOn = Literal["all", "last"]
 Item = TypeVar("Item")
 # Examples that are rendered before their texts are encoded together, on all cores.
 _GROUP = 256
@@ -133,7 +132,7 @@ def tokenise(
     examples: Iterable[Example],
     writer: Conversations,
     max_length: int,
-    train_on: TrainOn = "all",
+    train_on: str = "all",
 ) -> tuple[list[Sample], Report]:
     """The samples of ``examples``, in their order.
 
@@ -144,9 +143,10 @@ def tokenise(
     Args:
         examples: see ``hone.data.conversations``.
         max_length: positions that a sample may have.
-        train_on: every answer of a conversation, or the last one.
+        train_on: ``all`` answers of a conversation, or the ``last`` one.
 
     Raises:
+        CheckpointError: the tokenizer lacks what conversations or completions need.
         ConfigError: ``max_length`` or ``train_on`` cannot be used.
         DataError: nothing is left to train on.
     """
@@ -191,7 +191,7 @@ class _Part:
 
 
 class _Tokeniser:
-    def __init__(self, writer: Conversations, max_length: int, train_on: TrainOn) -> None:
+    def __init__(self, writer: Conversations, max_length: int, train_on: str) -> None:
         self.writer, self.max_length, self.train_on = writer, max_length, train_on
         self.tokenizer = writer.tokenizer
         self.encoder = OffsetEncoder(self.tokenizer)
@@ -318,7 +318,12 @@ class _Tokeniser:
             completion = self.encoder.encode_continuation(example.completion)
         if not prompt and self.tokenizer.bos_id is not None:
             prompt = [self.tokenizer.bos_id]
-        if eos is not None and completion[-1:] != [eos]:
+        if eos is None:
+            raise CheckpointError(
+                "The tokenizer names no end token (eos_token), so that no completion could end; "
+                "name it in tokenizer_config.json."
+            )
+        if completion[-1:] != [eos]:
             completion = [*completion, eos]
         ids = [*prompt, *completion]
         sample = _sample(ids, [range(len(prompt), len(ids))])
@@ -354,7 +359,7 @@ class _Tokeniser:
         self._keep(Sample(ids, labels), line)
 
     def _keep(self, sample: Sample, line: int, ends: bool = True) -> None:
-        trained = len(sample.labels) - sum(label == IGNORED for label in sample.labels)
+        trained = len(sample.labels) - list(sample.labels).count(IGNORED)
         if not trained:
             self._drop(_NO_ANSWER, line)
             return
@@ -375,14 +380,15 @@ class _Tokeniser:
 
 def _sample(ids: Sequence[int], trained: Iterable[range]) -> Sample:
     """A causal sample that ends where its last trained token is the label."""
-    labels = array("i", [IGNORED]) * len(ids)
+    whole = array("i", ids)
+    labels = array("i", [IGNORED]) * len(whole)
     last = 0
     for tokens in trained:
-        for token in tokens:
-            if token:  # nothing comes before the first, from which to tell it
-                labels[token - 1] = ids[token]
-                last = max(last, token)
-    return Sample(array("i", ids[:last]), labels[:last])
+        first = max(tokens.start, 1)  # nothing comes before token 0, from which to tell it
+        if first < tokens.stop:
+            labels[first - 1 : tokens.stop - 1] = whole[first : tokens.stop]
+            last = max(last, tokens.stop - 1)
+    return Sample(whole[:last], labels[:last])
 
 
 def _says_anything(message: dict[str, Any]) -> bool:

@@ -67,19 +67,21 @@ class Conversations:
     """
 
     def __init__(self, tokenizer: Tokenizer, source: str | None = None) -> None:
-        """Use ``source``, or the tokenizer's own templates, or without any hone's.
-
-        Raises:
-            CheckpointError: there is no template, and no end token from which to make one.
-        """
+        """Use ``source``, or the tokenizer's own templates, or without any hone's."""
         self.tokenizer = tokenizer
         self.own = source is None and bool(tokenizer.chat_templates)
-        self._source = None if self.own else source or default_template(tokenizer)
+        self._source = source
+        self._compiled: dict[str, ChatTemplate] = {}
 
-    @property
-    def source(self) -> str:
-        """The template for a plain conversation; it is to be saved with the model."""
-        found = self._source or self.tokenizer.chat_template_for()
+    def source(self, tools: Tools = None) -> str:
+        """The template for a conversation; that for a plain one is to be saved with the model.
+
+        Raises:
+            CheckpointError: there is none, and no end token from which to make one.
+        """
+        if self._source is None and not self.own:
+            self._source = default_template(self.tokenizer)
+        found = self._source or self.tokenizer.chat_template_for(tools)
         assert found is not None
         return found
 
@@ -152,9 +154,10 @@ class Conversations:
         return False
 
     def _template(self, tools: Tools) -> ChatTemplate:
-        source = self._source or self.tokenizer.chat_template_for(tools)
-        assert source is not None
-        return ChatTemplate(source, self.tokenizer.config)
+        source = self.source(tools)
+        if source not in self._compiled:
+            self._compiled[source] = ChatTemplate(source, self.tokenizer.config)
+        return self._compiled[source]
 
     @cached_property
     def _signs(self) -> tuple[str, ...]:

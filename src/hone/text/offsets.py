@@ -1,10 +1,8 @@
 """Encoding many texts with the place of each token: from spans of characters to tokens."""
 
-import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import tokenizers
 
@@ -44,10 +42,13 @@ class OffsetEncoder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        described = json.loads(tokenizer.backend.to_str())
-        _count_spaces(described.get("post_processor"))
-        self._backend = tokenizers.Tokenizer.from_str(json.dumps(described))
-        self._backend.encode_special_tokens = tokenizer.backend.encode_special_tokens
+        self._backend = tokenizer.backend
+        processor = self._backend.post_processor
+        if processor is not None and b'"trim_offsets":true' in processor.__getstate__():
+            # It has no other use here, where no special tokens are added.
+            self._backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+            self._backend.encode_special_tokens = tokenizer.backend.encode_special_tokens
+            self._backend.post_processor = None
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoded]:
         """Each text, in parallel; no special tokens are added."""
@@ -68,11 +69,3 @@ class OffsetEncoder:
             if not encoded.cuts(len(before)):
                 return encoded.ids[bisect_right(encoded.ends, len(before)) :]
         return self.tokenizer.encode(text)
-
-
-def _count_spaces(processor: Any) -> None:
-    if isinstance(processor, dict):
-        if "trim_offsets" in processor:
-            processor["trim_offsets"] = False
-        for inner in processor.get("processors", ()):
-            _count_spaces(inner)

@@ -66,9 +66,7 @@ class Classifier(Model):
         Raises:
             DataError: the targets are not what the problem asks for.
         """
-        layout = PackedLayout(batch.cu_seqlens)
-        hidden_NE = self._hidden(batch.input_ids_N, Packed(layout))
-        logits_BL = self._scores(hidden_NE, layout.lengths, batch.input_ids_N).float()
+        logits_BL = self.packed_logits(batch).float()
         targets_B = batch.targets_B
         if targets_B is None:
             raise DataError("A text without a class or number cannot be trained on; give it one.")
@@ -92,6 +90,12 @@ class Classifier(Model):
         else:
             summed = nn.functional.mse_loss(logits_BL, wanted_BL, reduction="sum")
         return summed / logits_BL.shape[-1]
+
+    def packed_logits(self, batch: TargetBatch) -> Tensor:
+        """The scores ``[B, L]`` of the texts of a pack."""
+        layout = PackedLayout(batch.cu_seqlens)
+        hidden_NE = self._hidden(batch.input_ids_N, Packed(layout))
+        return self._scores(hidden_NE, layout.lengths, batch.input_ids_N)
 
     def _scores(self, hidden_NE: Tensor, lengths: list[int], ids_N: Tensor) -> Tensor:
         pooled_BE = pool(hidden_NE, lengths, self.config.pooling, self._is_end(ids_N))
@@ -133,6 +137,10 @@ class TokenClassifier(Model):
         keep = (batch.labels_N != IGNORED_LABEL).nonzero().squeeze(-1)
         logits_NL = self._scores(hidden_NE[keep]).float()
         return nn.functional.cross_entropy(logits_NL, batch.labels_N[keep], reduction="sum")
+
+    def packed_logits(self, batch: TargetBatch) -> Tensor:
+        """The scores ``[N, L]`` of all tokens of a pack."""
+        return self._scores(self._hidden(batch.input_ids_N, Packed(PackedLayout(batch.cu_seqlens))))
 
     def _scores(self, hidden_NE: Tensor) -> Tensor:
         if self.transform is not None:

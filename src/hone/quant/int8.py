@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 # Up to so many rows, reading int8 weights beats widening them for a float product (measured with
@@ -97,11 +98,18 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., K]`` to ``[..., N]`` in the dtype of ``x``."""
+        if torch.is_grad_enabled() and x.requires_grad:
+            product: Tensor = _FrozenProduct.apply(x, self)
+            return product
         if self.widen and x.device.type == "cpu":
             return functional.linear(x, self._wide(x.dtype), self.bias)
         x_MK = x.reshape(-1, self.in_features)
         y_MN = int8_linear(x_MK, self.weight, self.weight_scale, self.bias)
         return y_MN.view(*x.shape[:-1], self.out_features)
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        """The weight ``[N, K]``, rounded once to ``dtype``."""
+        return (self.weight.float() * self.weight_scale.float()).to(dtype)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._widened = None  # the codes may be overwritten in place
@@ -115,3 +123,18 @@ class Int8Linear(nn.Module):
                 wide = self.weight.to(dtype) * self.weight_scale.to(dtype)
             kept = self._widened = (self.weight, wide)
         return kept[1]
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """The product of a layer whose weights get no gradient; keeps nothing for the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: Int8Linear) -> Tensor:
+        ctx.layer = layer
+        y: Tensor = layer(x)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad @ ctx.layer.dequantize(grad.dtype), None

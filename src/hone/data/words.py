@@ -18,8 +18,12 @@ from hone.text.tokenizer import Tokenizer
 _SPACE = b" \t\n\r\x0b\x0c"
 # Stops before white space, with what closes a quotation; stops of Chinese and Japanese; lines.
 _STOPS = r"(?:[.!?]|…)+(?:[\"')\]]|”|’|»|」|』)*(?=\s)|(?:。|！|？)+(?:」|』|”)?|\n+"
-# Polite Korean ends a sentence without a stop too, as people type.
-_POLITE = r"(?:니다|니까|[어아해]요|[세예에네군지까]요|거든요|잖아요|는데요|죠)(?=\s)"
+# Polite Korean ends a sentence without a stop too, as people type. (The pattern reads bytes: letters
+# in brackets would be one of their bytes.)
+_POLITE = (
+    "(?:니다|니까|어요|아요|해요|세요|예요|에요|네요|군요|지요|까요|거든요|잖아요|는데요|죠)"
+    r"(?=\s)"
+)
 _SENTENCE_END = re.compile(f"{_STOPS}|{_POLITE}".encode())
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -37,7 +41,7 @@ class TokenTexts:
                 text.
             special: tokens that are no text; each is a word, and one begins after it.
         """
-        self._spellings = spellings
+        self._spellings = tuple(spellings)
         self._special = np.zeros(len(spellings), dtype=bool)
         self._special[sorted(special)] = True
         stripped = [spelling.strip(_SPACE) for spelling in spellings]

@@ -92,7 +92,8 @@ class AdamW8bit:
                     adamw_8bit_(
                         weight_N, gradient_N, Moments(*guests), self._config, step, rate, decay
                     )
-            settle(weight.device)
+        for device in {weight.device for weight in self._weights.values()}:
+            settle(device)
 
     def state(self) -> dict[str, Tensor]:
         """The codes and scales of each weight's moments and the number of steps, as views."""

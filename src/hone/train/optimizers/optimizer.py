@@ -2,7 +2,9 @@
 
 Trained are the weights that require a gradient. In a float32 run they are their own masters. In a
 run of 16 bits the model computes with rounded copies: the masters take the gradients of each
-micro-batch, and are rounded into the model after a step. An adapter's weights are no exception.
+micro-batch, and are rounded into the model after a step. An adapter's weights are float32 in every
+run, and so their own masters: its layers round them for a product, but not DoRA's magnitudes, which
+rounded would change the model before the first step.
 
 Frozen weights are kept once, in the dtype that the run computes in, and have no gradient and no
 state. Buffers, such as the codes and scales of quantized layers, stay as they are.
@@ -15,6 +17,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from hone.adapters.layers import LoraEmbedding, LoraLinear, TokenRows
 from hone.core.errors import ConfigError
 from hone.train.config import TrainConfig
 from hone.train.optimizers.adafactor import Adafactor
@@ -39,25 +42,29 @@ class Optimizer:
         Raises:
             ConfigError: no weight requires a gradient.
         """
-        self._config, self._copies = config, dtype != torch.float32
-        self._came_as: list[tuple[nn.Parameter, torch.dtype]] = []
+        self._config = config
         self.masters: dict[str, Tensor] = {}
         self._working: list[Tensor] = []
+        self._came_as: list[tuple[nn.Parameter, torch.dtype]] = []
+        adapters = _of_adapters(model)
         for name, p in model.named_parameters():
             if not p.is_floating_point():
                 continue
             p.grad = None
-            self._came_as.append((p, p.dtype))
-            given = p.detach().contiguous()
-            p.data = given.to(dtype)
+            if dtype != torch.float32:
+                self._came_as.append((p, p.dtype))
+            given, kept = p.detach().contiguous(), torch.float32 if p in adapters else dtype
+            p.data = given.to(kept)
             if p.requires_grad:
-                master = given.float().requires_grad_() if self._copies else p
+                master = p if kept == torch.float32 else given.float().requires_grad_()
                 master.grad = torch.zeros_like(master)
                 self.masters[name] = master
                 self._working.append(p)
         if not self.masters:
             raise ConfigError("There is nothing to train: the setting freeze covers every weight.")
         self._weights = list(self.masters.values())
+        pairs = zip(self._weights, self._working, strict=True)
+        self._rounded = [(master, weight) for master, weight in pairs if master is not weight]
         self._rules = _rules(model, self.masters, config)
         self._averages = [w.detach().clone() for w in self._weights] if config.ema else []
 
@@ -69,9 +76,7 @@ class Optimizer:
     @torch.no_grad()
     def collect_gradients(self) -> None:
         """Add the model's gradients of one micro-batch to the masters' (they may be the same)."""
-        if not self._copies:
-            return
-        for master, weight in zip(self._weights, self._working, strict=True):
+        for master, weight in self._rounded:
             if weight.grad is not None:
                 assert master.grad is not None
                 master.grad.add_(weight.grad)  # 16 bits added to float32
@@ -101,8 +106,9 @@ class Optimizer:
     @torch.no_grad()
     def publish(self) -> None:
         """Round the masters into the model, where they are not the same."""
-        if self._copies:
-            torch._foreach_copy_(self._working, self._weights)
+        if self._rounded:
+            masters, weights = zip(*self._rounded, strict=True)
+            torch._foreach_copy_(weights, masters)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -130,9 +136,8 @@ class Optimizer:
         for weight, value in zip(self._working, final, strict=True):
             weight.grad = None
             weight.data = value.detach()
-        if self._copies:
-            for parameter, dtype in self._came_as:
-                parameter.data = parameter.data.to(dtype)
+        for parameter, dtype in self._came_as:
+            parameter.data = parameter.data.to(dtype)
 
     def state(self) -> dict[str, Tensor]:
         """All tensors that a step reads and changes, by a unique name; views, not copies."""
@@ -151,6 +156,13 @@ class Optimizer:
 
     def _gradients(self) -> list[Tensor]:
         return [weight.grad for weight in self._weights if weight.grad is not None]
+
+
+def _of_adapters(model: nn.Module) -> set[nn.Parameter]:
+    """The weights of updates; not the layers that they are beside, nor those trained whole."""
+    kinds = (LoraLinear, LoraEmbedding, TokenRows)
+    stand_ins = [module for module in model.modules() if isinstance(module, kinds)]
+    return {weight for module in stand_ins for weight in module.parameters(recurse=False)}
 
 
 def _rules(

@@ -7,13 +7,13 @@ peak is its own size, in the dtype that is asked for, and one tensor.
 import re
 import warnings
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from hone.core.errors import CapacityError, CheckpointError, DataError, RequestError
 from hone.core.files import read_json
@@ -21,11 +21,12 @@ from hone.models.checkpoint import WEIGHTS, dtype_name
 from hone.models.config import HEADS, Head, ModelConfig
 from hone.models.config_files import load_config
 from hone.models.families import find_family
+from hone.models.filling import FLOATS, HEAD_PARTS, Decode, Filler, as_named, expected_tensors
 from hone.models.heads import fits, make_model
 from hone.models.meta import without_memory
 from hone.models.model import Model
 from hone.models.ties import check_ties, read_error
-from hone.models.weights import Place, aliases, known_name, layer_places, own_tensors, places
+from hone.models.weights import aliases, known_name, layer_places, linear_layers
 
 INDEX = "model.safetensors.index.json"
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "consolidated.*")
@@ -34,25 +35,27 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-# What weights may be in files; shorter floats come with scales that only their own methods know.
-_FLOATS = (*_DTYPES.values(), torch.float64)
+_INTEGERS = ("I8", "U8", "I32")
 _FULL = r"allocate memory|(out of|not enough) memory"
-# The weights of heads; all others belong to the body.
-_HEAD_PARTS = ("lm_head", "score", "transform")
-
 # Changes the modules of a model on the meta device into those that the files of the method fill.
 Replace = Callable[[Model, dict[str, Any], Collection[str]], None]
-_quantizations: dict[str, Replace] = {}
+# How the files of a method are read into such a model.
+Decoder = Callable[[Model], Decode]
+_quantizations: dict[str, tuple[Replace, Decoder]] = {}
+# Swaps layers of a model on the meta device, but for those of some names, for ones that take float
+# weights by ``fill(weight)``.
+Quantize = Callable[[Model, Collection[str]], None]
 
 
-def register_quantization(method: str, replace: Replace) -> None:
+def register_quantization(method: str, replace: Replace, decoder: Decoder = as_named) -> None:
     """Teach :func:`load_model` a ``quantization_config.quant_method``.
 
     ``replace(model, quantization_config, kept)`` swaps layers of a model whose weights are on the
     meta device for ones whose ``state_dict`` has the names, shapes and dtypes of the files; the
-    layers named in ``kept`` stay.
+    layers named in ``kept`` stay. Where files spell tensors otherwise, ``decoder(model)`` returns a
+    function of a tensor and its name in a file to what it holds, by the names that are expected.
     """
-    _quantizations[method] = replace
+    _quantizations[method] = replace, decoder
 
 
 def load_model(
@@ -61,6 +64,7 @@ def load_model(
     device: torch.device | str = "cpu",
     head: Head | None = None,
     labels: Sequence[str] | None = None,
+    quantize: Quantize | None = None,
 ) -> Model:
     """Read a model from a checkpoint directory, in evaluation mode.
 
@@ -71,6 +75,8 @@ def load_model(
             lacks in the files are initialised, and a warning names them.
         labels: names of the classes; where the files have another number of them, the layer that
             scores them is new.
+        quantize: ``quantize(model, kept)`` swaps layers, all but those of a head, for ones that
+            each take a float weight as soon as it is read, so that the float model never exists.
 
     Raises:
         CheckpointError: a missing, truncated or foreign file, or weights that do not fit
@@ -103,17 +109,25 @@ def load_model(
         )
         untied = replace(config, tie_word_embeddings=False)
         model = _make_empty(untied, head, path, files, relabelled)
-    expected = _expected(model)
+    expected = expected_tensors(model)
+    decode = as_named(model)
+    if config.quantization_config is not None:
+        if quantize is not None:
+            raise CheckpointError(f"{path} is quantized already; load the original model.")
+        decode = _quantizations[config.quantization_config["quant_method"]][1](model)
     spare: set[str] = set()
     if model.head != stored or model.head == "embedding":  # a file of a body may hold a head too
         spare = _other_heads(model, path, files)
     if relabelled:
-        spare |= _expected(_make_empty(config, head, path, files)).keys()
+        spare |= expected_tensors(_make_empty(config, head, path, files)).keys()
+    if quantize is not None:
+        with without_memory():
+            quantize(model, _head_layers(model))
     model.to(wanted)
     _allocate(model, device, f"the weights of {path} in {dtype_name(wanted)}")
     model.tie_weights()
     model.adjoin_weights(values=False)
-    filler = _Filler(model, expected, spare, stand_ins, path)
+    filler = Filler(model, expected, decode, spare, stand_ins, path)
     if relabelled:
         filler.renew("score")
     for file in files:
@@ -138,11 +152,14 @@ def _make_empty(
     return model
 
 
+def _head_layers(model: Model) -> set[str]:
+    return {name for name in linear_layers(model) if name.partition(".")[0] in HEAD_PARTS}
+
+
 def _float_layers(model: Model, files: Sequence[Path]) -> set[str]:
-    """Layers of the head that no file holds as integers, such as those that are yet to be made."""
+    """Layers that no file holds as integers, such as those of a head that is yet to be made."""
     family = find_family(model.config.model_type)
-    layers = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
-    kept = {name for name in layers if name.partition(".")[0] in _HEAD_PARTS}
+    kept = set(linear_layers(model))
     found = layer_places(family, model, sorted(kept))
     ours = {f"{name}.weight": place.ours for name, place in found.items()}
     for file in files:
@@ -150,7 +167,7 @@ def _float_layers(model: Model, files: Sequence[Path]) -> set[str]:
             with safe_open(file, framework="pt") as handle:
                 for name in handle.keys():  # noqa: SIM118 (a handle is not iterable)
                     known = known_name(family, name, ours)
-                    if known is not None and handle.get_slice(name).get_dtype() == "I8":
+                    if known is not None and handle.get_slice(name).get_dtype() in _INTEGERS:
                         kept -= {own.removesuffix(".weight") for own in ours[known]}
         except (SafetensorError, OSError) as error:
             raise read_error(file, error) from error
@@ -159,7 +176,7 @@ def _float_layers(model: Model, files: Sequence[Path]) -> set[str]:
 
 def _dtype(name: str | torch.dtype) -> torch.dtype:
     dtype = name if isinstance(name, torch.dtype) else _DTYPES.get(name)
-    if dtype not in _FLOATS:
+    if dtype not in FLOATS:
         shown = dtype_name(name) if isinstance(name, torch.dtype) else name
         raise CheckpointError(f"dtype {shown!r} is unknown; choose auto, {', '.join(_DTYPES)}.")
     return dtype
@@ -189,138 +206,14 @@ def _allocate(model: Model, device: torch.device, what: str) -> None:
         ) from error
 
 
-@dataclass(frozen=True, slots=True)
-class _Expected:
-    """A tensor that the files should hold."""
-
-    place: Place
-    shape: tuple[int, ...]
-    is_float: bool
-    dtype: torch.dtype
-
-
-def _expected(model: Model) -> dict[str, _Expected]:
-    """By its name in the files, what each should be, from a model on the meta device."""
-    tensors = own_tensors(model)
-    family, found = find_family(model.config.model_type), {}
-    for name, place in places(family, model.config, tensors).items():
-        tensor = place.read(tensors, model.config)
-        found[name] = _Expected(
-            place, tuple(tensor.shape), tensor.is_floating_point(), tensor.dtype
-        )
-    return found
-
-
 def _other_heads(model: Model, path: Path, files: Sequence[Path]) -> set[str]:
     """Names of the weights of the heads that may be in the files, when another is asked for."""
     family, names = find_family(model.config.model_type), set[str]()
     for head in HEADS:
         if head != model.head and fits(model.config, head):
             other = _make_empty(model.config, head, path, files)
-            names |= {*_expected(other), *aliases(family, other)}
+            names |= {*expected_tensors(other), *aliases(family, other)}
     return names
-
-
-class _Filler:
-    """Fills a model from files and keeps account of what was found."""
-
-    def __init__(
-        self,
-        model: Model,
-        expected: dict[str, _Expected],
-        spare: set[str],
-        stand_ins: dict[str, str],
-        path: Path,
-    ) -> None:
-        self._model, self._expected, self._path = model, expected, path
-        self._stand_ins = stand_ins
-        self._tensors = own_tensors(model)
-        self._family = find_family(model.config.model_type)
-        self._spare = spare | aliases(self._family, model).keys()
-        self._carried = set(self._family.carried(model.config))
-        self._known = {*expected, *self._carried, *stand_ins}
-        self._missing = dict.fromkeys(expected)
-        self._new: set[str] = set()
-
-    def renew(self, part: str) -> None:
-        """Leave the weights of a part of the head as new, whatever the files hold."""
-        self._new = {
-            name
-            for name, expected in self._expected.items()
-            if any(ours.startswith(f"{part}.") for ours in expected.place.ours)
-        }
-
-    def fill(self, file: Path) -> None:
-        """Copy every tensor of ``file`` to its place."""
-        try:
-            with safe_open(file, framework="pt") as handle:
-                for name in handle.keys():  # noqa: SIM118 (a handle is not iterable)
-                    known = self._known_as(name)
-                    if known in self._new:
-                        continue
-                    if known in self._carried:
-                        tensor = handle.get_tensor(name)
-                        if tensor.dtype in _FLOATS:  # codes mean nothing without their scale
-                            self._model.carried[known] = tensor
-                    elif known is not None:
-                        self._copy(handle.get_tensor(name), name, known, file)
-                    elif not self._may_be_left(name):
-                        raise CheckpointError(
-                            f"{file}: config.json has no place for the weight {name!r}."
-                        )
-        except (SafetensorError, OSError) as error:
-            raise read_error(file, error) from error
-
-    def _known_as(self, name: str) -> str | None:
-        found = known_name(self._family, name, self._known)
-        return None if found is None else self._stand_ins.get(found, found)
-
-    def _may_be_left(self, name: str) -> bool:
-        if known_name(self._family, name, self._spare) is not None:
-            return True
-        return any(re.search(pattern, name) for pattern in self._family.ignored)
-
-    def _copy(self, tensor: Tensor, name: str, known: str, file: Path) -> None:
-        expected = self._expected[known]
-        if tuple(tensor.shape) != expected.shape:
-            raise CheckpointError(
-                f"{file}: the weight {name!r} has the shape {list(tensor.shape)}; "
-                f"config.json asks for {list(expected.shape)}."
-            )
-        # A number is rounded when it is copied to another float, but wraps in another integer.
-        fits = tensor.dtype in _FLOATS if expected.is_float else tensor.dtype == expected.dtype
-        if not fits:
-            raise CheckpointError(
-                f"{file}: the weight {name!r} is {dtype_name(tensor.dtype)}; config.json "
-                f"asks for {dtype_name(expected.dtype)}."
-            )
-        if expected.is_float and not bool(torch.isfinite(tensor.sum())):
-            self._check_finite(tensor, name, file)
-        with torch.no_grad():
-            expected.place.write(tensor, self._tensors, self._model.config)
-        self._missing.pop(known, None)
-
-    def _check_finite(self, tensor: Tensor, name: str, file: Path) -> None:
-        # A finite sum means finite terms; large ones may overflow in it.
-        if not bool(torch.isfinite(tensor).all()):
-            warnings.warn(f"{file}: {name!r} holds NaN or infinity.", stacklevel=5)
-
-    def finish(self, stored: Head | None) -> None:
-        """Initialise a head that was asked for and is not in the files; refuse other gaps."""
-        new = set[str]()
-        for name in self._missing:
-            ours = set(self._expected[name].place.ours)
-            in_head = all(own.partition(".")[0] in _HEAD_PARTS for own in ours)
-            if name not in self._new and (self._model.head == stored or not in_head):
-                raise CheckpointError(f"{self._path}: the weight {name!r} is in none of its files.")
-            new |= ours
-        if new:
-            self._model.initialise(seed=0, only=new)
-            warnings.warn(
-                f"{self._path} has no weights for the head {self._model.head!r}: "
-                f"{', '.join(sorted(new))} are new and must be trained.",
-                stacklevel=3,
-            )
 
 
 def _replace_layers(model: Model, settings: Any, path: Path, kept: Collection[str]) -> None:
@@ -330,14 +223,13 @@ def _replace_layers(model: Model, settings: Any, path: Path, kept: Collection[st
             f"{file}: quantization_config is {settings!r}; expected an object with a quant_method."
         )
     method = settings.get("quant_method")
-    replace = _quantizations.get(str(method))
-    if replace is None:
+    if method not in _quantizations:
         known = ", ".join(sorted(_quantizations)) or "none"
         raise CheckpointError(
             f"{file}: quant_method is {method!r}; methods that are read: {known}."
         )
     try:
-        replace(model, settings, kept)
+        _quantizations[method][0](model, settings, kept)
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}") from error
 

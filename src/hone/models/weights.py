@@ -8,6 +8,7 @@ should hold is known before it is opened.
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -19,6 +20,13 @@ from hone.models.rules import EachExpert, Rule, fill, match
 
 # The last layers of heads.
 _OUTPUTS = ("lm_head", "score")
+
+
+class Target(Protocol):
+    """What values are copied into: a tensor, or what stores them in another form."""
+
+    def copy_(self, values: Tensor, /) -> object:
+        """Take over ``values``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +46,11 @@ class Place:
             return parts[0]
         return self.rule.join(parts, config)
 
-    def write(self, tensor: Tensor, tensors: Mapping[str, Tensor], config: ModelConfig) -> None:
+    def write(self, tensor: Tensor, tensors: Mapping[str, Target], config: ModelConfig) -> None:
         """Copy a file's ``tensor``, whose shape is right, into the model's."""
         parts = [tensors[name] for name in self.ours]
         if isinstance(self.rule, EachExpert):
+            assert isinstance(parts[0], Tensor), "experts are tensors"
             self._expert(parts[0], self.rule).copy_(tensor)
             return
         found = [tensor]
@@ -156,6 +165,11 @@ def quantized_layers(model: Model) -> dict[str, nn.Linear]:
         and name not in _OUTPUTS
         and not isinstance(model.get_submodule(name.rpartition(".")[0]), ExpertLayer)
     }
+
+
+def linear_layers(model: Model) -> dict[str, nn.Linear]:
+    """Every float linear layer of ``model``, by name."""
+    return {name: each for name, each in model.named_modules() if isinstance(each, nn.Linear)}
 
 
 def layer_places(family: Family, model: Model, names: Iterable[str]) -> dict[str, Place]:

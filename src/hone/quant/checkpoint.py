@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hone.core.errors import CheckpointError
 from hone.core.files import atomic_dir, read_json, write_json
@@ -23,6 +23,7 @@ from hone.models.weights import (
     in_file,
     layer_places,
     lies_turned,
+    linear_layers,
     own_tensors,
     places,
     quantized_layers,
@@ -140,7 +141,7 @@ def _float_layers(model: Model) -> list[str]:
     config = model.config
     family = find_family(config.model_type)
     quantized = quantized_layers(model)
-    kept = [name for name, _ in _linears(model) if name not in quantized]
+    kept = [name for name in linear_layers(model) if name not in quantized]
     names = set(layer_places(family, model, kept))
     # Whatever its name in the files (GPT-NeoX: embed_out), others build it under this one.
     names |= {name for name in kept if name == "lm_head"}
@@ -166,7 +167,7 @@ def replace_layers(model: Model, settings: dict[str, Any], kept: Collection[str]
     _check(settings)
     ignored = _ignores(settings.get("ignore"))
     known = _names(model)
-    for name, layer in _linears(model):
+    for name, layer in linear_layers(model).items():
         tied = name == "lm_head" and model.config.tie_word_embeddings
         if tied or name in kept or any(ignored(each) for each in known[name]):
             continue
@@ -182,15 +183,11 @@ def replace_layers(model: Model, settings: dict[str, Any], kept: Collection[str]
         setattr(model.get_submodule(parent), child, int8)
 
 
-def _linears(model: Model) -> list[tuple[str, nn.Linear]]:
-    return [(name, each) for name, each in model.named_modules() if isinstance(each, nn.Linear)]
-
-
 def _names(model: Model) -> dict[str, set[str]]:
     """What files may call each linear layer, with the prefix of the whole model and without."""
     family = find_family(model.config.model_type)
     prefix = family.prefix + "."
-    names = {name: {name} for name, _ in _linears(model)}
+    names = {name: {name} for name in linear_layers(model)}
     for theirs, place in layer_places(family, model, list(names)).items():
         bare = theirs.removeprefix(prefix)
         for ours in place.ours:

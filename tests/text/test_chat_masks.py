@@ -275,9 +275,9 @@ def test_messages_of_other_spellings():
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
-        ("hi", "message 1 is 'hi'"),
+        ("hi", "Message 1 is 'hi'"),
         ({"content": "x"}, 'no "role"; its keys are content'),
-        ({"role": "user"}, 'message 1 .user. has no "content"'),
+        ({"role": "user"}, 'Message 1 .user. has no "content"'),
         ({"role": "user", "content": 7}, '"content" must be a text, found 7'),
         ({"role": "user", "content": [{"type": "image"}]}, "of the type 'image'; only text"),
         ({"role": "assistant", "tool_calls": [{}]}, "write .*name"),

@@ -125,21 +125,21 @@ def _sharegpt(row: Row) -> Conversation:
         messages.append({"role": "system", "content": _text(values, "system")})
     for at, turn in enumerate(_listed(values, "conversations"), 1):
         if not isinstance(turn, Mapping):
-            raise RequestError(f'turn {at} of "conversations" is {turn!r:.60}, not an object.')
+            raise RequestError(f'Turn {at} of "conversations" is {turn!r:.60}, not an object.')
         if "from" not in turn and "role" in turn:
             messages.append(dict(turn))
             continue
         for key in ("from", "value"):
             if not isinstance(turn.get(key), str):
                 raise RequestError(
-                    f'turn {at} of "conversations": "{key}" must be a text, found '
+                    f'Turn {at} of "conversations": "{key}" must be a text, found '
                     f"{turn.get(key)!r:.60}."
                 )
         weights = {key: turn[key] for key in _WEIGHTS if key in turn}
         if turn["from"] == "function_call":
-            calls = _json(turn["value"], f"turn {at} (function_call)")
+            calls = _json(turn["value"], f"Turn {at} (function_call)")
             calls = calls if isinstance(calls, list) else [calls]
-            made = [canonical_call(call, f"turn {at}") for call in calls]
+            made = [canonical_call(call, f"Turn {at}") for call in calls]
             messages.append({"role": "assistant", "content": "", "tool_calls": made} | weights)
         else:
             role = canonical_role(turn["from"])
@@ -204,7 +204,7 @@ def _made(messages: list[Any], tools: Any, number: int) -> Conversation:
             weight = message.pop(name, 1)
             if weight not in (0, 1):
                 raise RequestError(
-                    f'message {index + 1}: "{name}" is {weight!r}; a message is trained (1) or '
+                    f'Message {index + 1}: "{name}" is {weight!r}; a message is trained (1) or '
                     "only read (0)."
                 )
             if weight == 0:

@@ -26,7 +26,8 @@ from hone.models import (
     load_config,
     load_model,
 )
-from hone.text.chat import ChatTemplate
+from hone.text.conversation import Conversations
+from hone.text.messages import canonical_messages
 from hone.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
@@ -126,16 +127,14 @@ class LM:
             CheckpointError: the checkpoint has no chat template, or a broken one.
             RequestError: the template refuses the messages.
         """
-        source = self.tokenizer.chat_template_for(tools)
-        if source is None:
+        if not self.tokenizer.chat_templates:
             raise CheckpointError(
                 f"{self.path} has no chat template, so it does not know how a conversation is "
                 "written. Continue text with `hone generate` instead, or put the model's "
                 "chat_template.jinja into that directory."
             )
-        template = ChatTemplate(source, self.tokenizer.config)
-        # The template writes the special tokens itself.
-        return self.tokenizer.encode(template.render(messages, tools, **variables))
+        writer = Conversations(self.tokenizer)
+        return writer.prompt_ids(canonical_messages(messages), tools, **variables)
 
     def _ids(self, prompt: Prompt, number: int) -> list[int]:
         if not isinstance(prompt, str):

@@ -97,7 +97,7 @@ def canonical_tools(tools: Any) -> list[dict[str, Any]] | None:
 
 
 def _message(number: int, message: Any) -> dict[str, Any]:
-    where = f"message {number}"
+    where = f"Message {number}"
     if not isinstance(message, Mapping):
         raise RequestError(
             f'{where} is {message!r:.80}; write {{"role": "user", "content": "..."}}.'

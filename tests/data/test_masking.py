@@ -106,7 +106,7 @@ def test_words_are_masked_whole_as_in_transformers(tmp_path):
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     encoded = theirs(KOREAN, return_offsets_mapping=True, return_special_tokens_mask=True)
     collate = transformers.DataCollatorForLanguageModeling(
-        theirs, whole_word_mask=True, mask_replace_prob=1
+        theirs, whole_word_mask=True, mask_replace_prob=1, random_replace_prob=0
     )
     words, _ = collate._calc_word_ids_and_prob_mask(
         np.array([encoded["offset_mapping"]]), np.array([encoded["special_tokens_mask"]])

@@ -88,16 +88,17 @@ class SpanCorruption:
         """See :class:`hone.data.pretraining.Task`."""
         ids = piece.astype(np.int64)
         dropped = random_spans_noise_mask(len(ids), *self._counts(len(ids)), random)
-        source = self._with_sentinels(ids, dropped)
-        target = self._with_sentinels(ids, ~dropped)
+        source, target = self._parted(ids, dropped)
         return Sample(np.concatenate(([self.start_id], target[:-1])), target, source)
 
-    def _with_sentinels(self, ids: Counts, hidden: Flags) -> Counts:
-        """``ids`` with a sentinel in the place of each run of hidden tokens, and the end token."""
-        first = hidden & ~np.concatenate(([False], hidden[:-1]))
-        ids = ids.copy()
-        ids[first] = self.sentinels[: int(first.sum())]
-        return np.append(ids[~hidden | first], self.end_id)
+    def _parted(self, ids: Counts, dropped: Flags) -> tuple[Counts, Counts]:
+        """Source and target: a sentinel in the place of each run, and before each run."""
+        first = dropped & ~np.concatenate(([False], dropped[:-1]))
+        sentinels = self.sentinels[: int(first.sum())]
+        source = ids.copy()
+        source[first] = sentinels
+        target = np.insert(ids[dropped], np.flatnonzero(first[dropped]), sentinels)
+        return np.append(source[~dropped | first], self.end_id), np.append(target, self.end_id)
 
     def _counts(self, size: int) -> tuple[int, int]:
         """Tokens to be dropped of ``size``, and in how many spans."""

@@ -18,8 +18,8 @@ from hone.text.tokenizer import Tokenizer
 _SPACE = b" \t\n\r\x0b\x0c"
 # Stops before white space, with what closes a quotation; stops of Chinese and Japanese; lines.
 _STOPS = r"(?:[.!?]|…)+(?:[\"')\]]|”|’|»|」|』)*(?=\s)|(?:。|！|？)+(?:」|』|”)?|\n+"
-# Polite Korean ends a sentence without a stop too, as people type. (The pattern reads bytes: letters
-# in brackets would be one of their bytes.)
+# Polite Korean ends a sentence without a stop too, as people type. The pattern reads bytes, so that
+# letters in brackets would be one of their bytes.
 _POLITE = (
     "(?:니다|니까|어요|아요|해요|세요|예요|에요|네요|군요|지요|까요|거든요|잖아요|는데요|죠)"
     r"(?=\s)"

@@ -106,6 +106,14 @@ def row_norms(weight_FE: Tensor, a_RE: Tensor, b_FR: Tensor, scale: float) -> Te
     return (squares_F + 2 * scale * cross_F + scale * scale * update_F).clamp_min_(0).sqrt_()
 
 
+def frozen_weight(base: nn.Module, dtype: torch.dtype) -> Tensor:
+    """The weight ``[F, E]`` of a linear layer; one of another number format has ``dequantize``."""
+    if isinstance(base, nn.Linear):
+        return base.weight.detach().to(dtype)
+    weight_FE: Tensor = base.dequantize(dtype)  # type: ignore[operator]
+    return weight_FE
+
+
 def _side_by_side(
     parts: Sequence[Tensor | None], widths: Sequence[int], other: Callable[[int], Tensor]
 ) -> Tensor | None:

@@ -51,6 +51,31 @@ def test_the_last_ones_are_kept(store):
     assert store.latest().step == 100
 
 
+def test_a_step_to_keep_outlives_the_last_ones(store):
+    for step in (1, 2, 3, 4):
+        store.save(step, TENSORS, {}, keep=[2, None])
+    assert steps_of(store) == [2, 3, 4]
+    store.save(5, TENSORS, {}, keep=[4])
+    assert steps_of(store) == [4, 5]
+
+
+def test_what_does_not_read_back_is_no_checkpoint(store, monkeypatch):
+    save(store, 1)
+    write = checkpoints._write_safetensors
+
+    def failing_disk(path, tensors):
+        digest = write(path, tensors)
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        return digest
+
+    monkeypatch.setattr(checkpoints, "_write_safetensors", failing_disk)
+    with pytest.raises(CheckpointError, match="step-00000002 did not read back as it was written"):
+        save(store, 2)
+    assert steps_of(store) == [1]
+    assert store.latest().step == 1
+
+
 def test_no_folder_means_no_checkpoint(store):
     assert store.latest() is None
     store.clear()

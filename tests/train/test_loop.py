@@ -12,12 +12,8 @@ import torch
 from tiny import tiny_batches, tiny_model
 
 from hone.core.errors import CapacityError, CheckpointError, ConfigError, HoneError
-from hone.data import IGNORED, completion_sample, pack
-from hone.parallel import Processes
-from hone.train import SummedLoss, TensorBatch, TrainConfig, checkpoints, train
-from hone.train.optimizers import Optimizer
-from hone.train.resume import Counters
-from hone.train.step import Stepper
+from hone.data import IGNORED
+from hone.train import TensorBatch, TrainConfig, checkpoints, train
 
 CONFIG = TrainConfig(
     steps=12, warmup_steps=2, log_every=4, checkpoint_every=5, precision="fp32", micro_batches=2
@@ -109,21 +105,6 @@ def test_the_first_loss_is_the_mean_over_the_trained_tokens(tmp_path):
     expected = model.packed_loss(TensorBatch.of(batch)).item() / batch.n_trained
     train(model, batches, replace(CONFIG, steps=1, log_every=1), tmp_path)
     assert lines(tmp_path)[0]["loss"] == pytest.approx(expected, rel=1e-6)
-
-
-@pytest.mark.parametrize("parts", [2, 4])
-def test_micro_batches_change_nothing(parts):
-    gradients = []
-    for count in (1, parts):
-        model = tiny_model()
-        optimizer = Optimizer(model, CONFIG, torch.float32)
-        counters = Counters()
-        config = replace(CONFIG, micro_batches=count, grad_clip=0.0)
-        stepper = Stepper(model, SummedLoss(), optimizer, config, Processes())
-        stepper.take(tiny_batches(600).at(0), counters)
-        gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
-    for name, gradient in gradients[0].items():
-        assert torch.allclose(gradient, gradients[1][name], atol=1e-6, rtol=1e-4), name
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -346,14 +327,3 @@ def test_a_full_disk_stops_with_a_sentence_and_can_go_on(tmp_path, monkeypatch):
     assert train(model, tiny_batches(), CONFIG, tmp_path / "parts").resumed_from == 5
     assert equal(weights(whole), weights(model))
     assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
-
-
-def test_a_micro_batch_without_labels_is_left_out():
-    batch = pack([completion_sample([5, 6, 7], [8, 2]), completion_sample([4, 4], [9, 2])])
-    batch.labels_N[: batch.cu_seqlens[1]] = IGNORED
-    batch = replace(batch, n_trained=int((batch.labels_N != IGNORED).sum()))
-    model, counters = Fragile(set()), Counters()
-    optimizer = Optimizer(model, CONFIG, torch.float32)
-    Stepper(model, SummedLoss(), optimizer, CONFIG, Processes()).take(batch, counters)
-    assert model.calls == 1
-    assert counters.trained_tokens == 2

@@ -35,18 +35,19 @@ class _Silent:
 
 
 class _Counter:
-    def __init__(self, total: int, unit: str) -> None:
-        self.total, self.unit, self.done, self.start = total, unit, 0, time.monotonic()
+    def __init__(self, total: int, unit: str, before: int) -> None:
+        self.total, self.unit, self.before, self.done = total, unit, before, before
+        self.start = time.monotonic()
 
     def describe(self, info: dict[str, object]) -> str:
         seconds = max(time.monotonic() - self.start, 1e-9)
         extra = "".join(f" · {name} {value}" for name, value in info.items())
-        return f"{self.done / seconds:,.3g} {self.unit}/s{extra}"
+        return f"{(self.done - self.before) / seconds:,.3g} {self.unit}/s{extra}"
 
 
 class _TerminalBar(_Counter):
-    def __init__(self, live: Progress, task: TaskID, total: int, unit: str) -> None:
-        super().__init__(total, unit)
+    def __init__(self, live: Progress, task: TaskID, total: int, unit: str, before: int) -> None:
+        super().__init__(total, unit, before)
         self.live, self.task = live, task
 
     def advance(self, n: int = 1, **info: object) -> None:
@@ -55,8 +56,8 @@ class _TerminalBar(_Counter):
 
 
 class _Lines(_Counter):
-    def __init__(self, console: Console, label: str, total: int, unit: str) -> None:
-        super().__init__(total, unit)
+    def __init__(self, console: Console, label: str, total: int, unit: str, before: int) -> None:
+        super().__init__(total, unit, before)
         self.console, self.label, self.last = console, label, time.monotonic()
 
     def advance(self, n: int = 1, **info: object) -> None:
@@ -65,7 +66,7 @@ class _Lines(_Counter):
         if now - self.last < _LINE_EVERY_SECONDS:
             return
         self.last = now
-        left = (self.total - self.done) * (now - self.start) / max(self.done, 1)
+        left = (self.total - self.done) * (now - self.start) / max(self.done - self.before, 1)
         line = f"{self.label}: {self.done:,}/{self.total:,} {self.unit} · {self.describe(info)}"
         self.console.print(f"{line} · {left:.0f} s left", highlight=False, markup=False)
 
@@ -82,14 +83,15 @@ def progress(label: str, total: int, unit: str = "steps", done: int = 0) -> Iter
             TextColumn("{task.description:<24}"),
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
             TimeRemainingColumn(),
             TextColumn("[dim]{task.fields[info]}"),
         )
         with Progress(*columns, console=_console, transient=True) as live:
             task = live.add_task(label, total=max(total, 1), completed=done, info="")
-            yield _TerminalBar(live, task, total, unit)
+            yield _TerminalBar(live, task, total, unit, done)
     else:
-        bar = _Lines(_console, label, total - done, unit)
+        bar = _Lines(_console, label, total, unit, done)
         yield bar
     seconds = time.monotonic() - start
     count = "" if total == 1 else f" · {total:,} {unit}"

@@ -95,7 +95,7 @@ class Following:
         """
         self._config, self._gauge = config, gauge
         self._devices, self._expected = devices, expected or Expected()
-        self._shown: dict[str, str] = {}
+        self._shown = {"loss": "-"}
         with ExitStack() as stack:
             self._metrics = stack.enter_context(
                 MetricsLog(out_dir / "metrics.jsonl", counters.metrics_bytes)
@@ -111,6 +111,7 @@ class Following:
 
     def report(self, counters: Counters, tokens_per_second: float) -> None:
         """Write the figures of the window that was just closed."""
+        self._show_speed(tokens_per_second)
         share = self._expected.share_of_peak(tokens_per_second, self._devices)
         record = {
             "step": counters.step,
@@ -144,11 +145,11 @@ class Following:
         peak = self._gauge.peak()  # looked at after every step, or it would miss the highest
         if counters.window_seconds:
             self._show_speed(counters.window_tokens / counters.window_seconds)
-        trained = counters.window_trained
         loss = counters.loss
-        if loss is None and trained:
-            loss = counters.window_loss / trained
-        self._shown["loss"] = "-" if loss is None else f"{loss:.3f}"
+        if loss is None and counters.window_trained:
+            loss = counters.window_loss / counters.window_trained
+        if loss is not None:
+            self._shown["loss"] = f"{loss:.3f}"
         if peak is not None:
             plan = self._expected.peak_bytes
             of = f" of {plan / 1e9:.2f}" if plan else ""

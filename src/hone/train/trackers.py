@@ -88,7 +88,7 @@ class Trackio:
     def begin(self, kept: Sequence[Record]) -> None:
         """See :class:`Tracker`."""
         with _quiet():
-            for run in self._trackio.Api().runs(self._project):
+            for run in self._runs():
                 if (run.config or {}).get("folder") == str(self._folder):
                     run.delete()
             self._run = self._trackio.init(
@@ -102,6 +102,12 @@ class Trackio:
         for record in kept:
             self.write(record)
 
+    def _runs(self) -> list[Any]:
+        try:
+            return list(self._trackio.Api().runs(self._project))
+        except ValueError:  # there is no such project yet
+            return []
+
     def write(self, record: Record) -> None:
         """See :class:`Tracker`."""
         self._run.log(_figures(record), step=int(record["step"]))
@@ -109,7 +115,7 @@ class Trackio:
     def close(self) -> None:
         """See :class:`Tracker`."""
         with _quiet():
-            self._run.finish()
+            self._trackio.finish()
 
 
 def _figures(record: Record) -> dict[str, float]:

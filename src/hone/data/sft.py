@@ -295,11 +295,14 @@ class _Tokeniser:
         ]
 
     def _masked(self, rendered: Rendered, encoded: Encoded) -> list[Sample]:
-        """The sample of a text; one per answer where a token holds a prompt's end and an answer.
+        """The sample of a text; one per answer where its ids are not those of serving.
 
-        Such a token is never fed in serving, where the prompt is encoded by itself.
+        Serving encodes a prompt by itself: white space at its end may become other tokens than
+        with the answer behind it, and no token holds its end and the answer's beginning.
         """
-        if rendered.prompted and any(encoded.cuts(start) for start, _ in rendered.spans):
+        if rendered.prompted and not all(
+            self.encoder.begins_with(encoded, rendered.text, start) for start, _ in rendered.spans
+        ):
             return [
                 _sample(
                     (prompt := self.tokenizer.encode(rendered.text[:start]))

@@ -10,6 +10,7 @@ from hone.text.tokenizer import Span, Tokenizer
 
 # What may stand before a text so that the tokenizer takes it for one that goes on.
 _BEFORE = ("\n", "a", "1", ".")
+_MOST_PIECES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ class OffsetEncoder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
+        self._added = frozenset(tokenizer.backend.get_added_tokens_decoder())
+        self._pieces: dict[str, list[int]] = {}
         self._backend = tokenizer.backend
         processor = self._backend.post_processor
         if processor is not None and b'"trim_offsets":true' in processor.__getstate__():
@@ -57,6 +60,24 @@ class OffsetEncoder:
             offsets = item.offsets
             found.append(Encoded(item.ids, [a for a, _ in offsets], [b for _, b in offsets]))
         return found
+
+    def begins_with(self, encoded: Encoded, text: str, place: int) -> bool:
+        """Whether the ids of ``text`` begin with those of ``text[:place]`` encoded by itself.
+
+        Not so where a token holds characters of both sides, nor where white space before ``place``
+        is split according to what follows. Only the piece since the last token that always stands
+        for itself is encoded again, which mostly is the same one each time.
+        """
+        if encoded.cuts(place):
+            return False
+        end = bisect_right(encoded.ends, place)
+        start = next((at for at in range(end - 1, 0, -1) if encoded.ids[at] in self._added), 0)
+        piece = text[encoded.starts[start] if start else 0 : place]
+        if piece not in self._pieces:
+            if len(self._pieces) > _MOST_PIECES:
+                self._pieces.clear()
+            self._pieces[piece] = self.tokenizer.encode(piece)
+        return encoded.ids[start:end] == self._pieces[piece]
 
     def encode_continuation(self, text: str) -> list[int]:
         """The ids of ``text`` where another stands before it: without what only a beginning gets.

@@ -7,7 +7,7 @@ Not here: parameters, modules, files, or anything that knows a model's layout.
 from hone.kernels.activation import ACTIVATIONS, gated
 from hone.kernels.attention import AttentionRule, Bias, attention
 from hone.kernels.convolution import causal_convolution
-from hone.kernels.cross_entropy import projected_cross_entropy
+from hone.kernels.cross_entropy import projected_cross_entropy, scored_cross_entropy
 from hone.kernels.device import keep_freed_memory, preferred_dtype
 from hone.kernels.experts import expert_mix, load_balancing_loss, route, router_z_loss
 from hone.kernels.linear import adjoin, project
@@ -45,6 +45,7 @@ __all__ = [
     "rotary_table",
     "route",
     "router_z_loss",
+    "scored_cross_entropy",
     "selective_scan",
     "split_heads",
     "state_space_dual",

@@ -15,6 +15,7 @@ from hone.kernels import (
     project,
     projected_cross_entropy,
     router_z_loss,
+    scored_cross_entropy,
 )
 from hone.models.blocks import rows
 from hone.models.config import ModelConfig
@@ -70,10 +71,16 @@ class LanguageModel(Model):
 
     def logits(self, hidden_NE: Tensor) -> Tensor:
         """Scores ``[N, V]`` of hidden states."""
+        return self._scores(self._to_score(hidden_NE))
+
+    def _to_score(self, hidden_NE: Tensor) -> Tensor:
+        """What the output layer reads."""
         if self.transform is not None:
             hidden_NE = self.transform(hidden_NE)
-        if self.config.logit_scale != 1.0:
-            hidden_NE = hidden_NE * self.config.logit_scale
+        scale = self.config.logit_scale
+        return hidden_NE if scale == 1.0 else hidden_NE * scale
+
+    def _scores(self, hidden_NE: Tensor) -> Tensor:
         logits_NV = project(hidden_NE, (self.lm_head,))
         cap = self.config.logit_softcap
         return logits_NV if cap is None else (logits_NV / cap).tanh() * cap
@@ -105,16 +112,13 @@ class LanguageModel(Model):
 
     def hidden_loss(self, hidden_NE: Tensor, labels_N: Tensor) -> Tensor:
         """The summed negative log-likelihood of ``labels_N`` given the body's hidden states."""
-        output = self.lm_head
-        plain = type(output) is nn.Linear and output.bias is None
-        if not plain or self.config.logit_softcap is not None:
-            logits_NV = self.logits(hidden_NE).float()
-            return nn.functional.cross_entropy(logits_NV, labels_N, reduction="sum")
-        if self.transform is not None:
-            hidden_NE = self.transform(hidden_NE)
-        if self.config.logit_scale != 1.0:
-            hidden_NE = hidden_NE * self.config.logit_scale
-        return projected_cross_entropy(hidden_NE, output.weight, labels_N)
+        output, hidden_NE = self.lm_head, self._to_score(hidden_NE)
+        if type(output) is nn.Linear:
+            cap = self.config.logit_softcap
+            return projected_cross_entropy(hidden_NE, output.weight, labels_N, output.bias, cap)
+        return scored_cross_entropy(
+            hidden_NE, labels_N, self._scores, output.parameters(), self.config.vocab_size
+        )
 
     def router_loss(self, router_logits: list[Tensor]) -> Tensor:
         """What keeps the experts in balance, weighed as the configuration says."""

@@ -13,7 +13,9 @@ from hone.cli.ask import ask
 from hone.cli.chat import chat
 from hone.cli.data import data
 from hone.cli.demo import demo
+from hone.cli.finetune import finetune
 from hone.cli.generate import generate
+from hone.cli.plan import plan
 from hone.cli.push import push
 from hone.cli.quantize import quantize
 from hone.cli.run import run
@@ -61,8 +63,10 @@ app.command("generate")(generate)
 app.command("chat")(chat)
 app.command("quantize")(quantize)
 app.command("show")(show)
+app.command("plan")(plan)
 app.command("push")(push)
 app.command("runs")(runs)
+app.command("finetune")(finetune)
 app.add_typer(data, name="data")
 
 

@@ -1,0 +1,96 @@
+"""A plan as a picture: one stacked bar, the device's memory, and what would make it fit."""
+
+from pathlib import Path
+from typing import Any
+
+from hone.core.errors import ConfigError
+from hone.core.files import atomic_path
+from hone.plan.planner import Plan
+from hone.plan.show import size
+
+FORMATS = (".svg", ".png", ".pdf")
+_COLOURS = {
+    "weights": "#4C72B0",
+    "quantization constants": "#8DA0CB",
+    "adapters": "#64B5CD",
+    "float32 masters": "#2F4B7C",
+    "gradients": "#DD8452",
+    "optimizer state": "#C44E52",
+    "mean of weights": "#937860",
+    "activations": "#55A868",
+    "logits and loss": "#CCB974",
+    "logits": "#CCB974",
+    "working memory": "#8C8C8C",
+    "batch": "#DA8BC3",
+    "keys and values": "#55A868",
+    "states": "#8172B3",
+}
+
+
+def draw(plan: Plan, file: Path, title: str) -> None:
+    """Write the picture to ``file``.
+
+    Raises:
+        ConfigError: another kind of file is asked for.
+    """
+    if file.suffix.lower() not in FORMATS:
+        raise ConfigError(
+            f"{file} is not the name of a picture; end it in one of {', '.join(FORMATS)}."
+        )
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    changes = plan.changes()
+    figure = Figure(figsize=(9, 2.3 + 0.45 * len(changes)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    _bars(axes, plan)
+    for row, change in enumerate(changes, 1):
+        axes.barh(-row, change.peak / 1e9, color="#B7C9B0", height=0.55)
+        label = f" {' + '.join(change.steps)}: {size(change.peak)}, {change.slowdown:.2f}× the time"
+        axes.text(0, -row, label, va="center", fontsize=8)
+    usable = plan.device.usable / 1e9
+    axes.axvline(usable, color="#333333", linestyle="--", linewidth=1.2)
+    axes.text(
+        usable,
+        0.62,
+        f" {plan.device.name}: {size(plan.device.usable)}",
+        fontsize=8,
+        ha="right" if usable > plan.peak / 2e9 else "left",
+    )
+    axes.set_ylim(-len(changes) - 0.6, 0.95)
+    axes.set_xlim(0, 1.04 * max(usable, plan.peak / 1e9))
+    axes.set_yticks([])
+    axes.set_xlabel("GB")
+    for side in ("left", "top", "right"):
+        axes.spines[side].set_visible(False)
+    verdict = "fits" if plan.fits else "does not fit"
+    axes.set_title(f"{title}: {size(plan.peak)} at the peak, {verdict}", fontsize=10, loc="left")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=4, fontsize=8, frameon=False)
+    with atomic_path(file) as temporary:
+        figure.savefig(temporary, format=file.suffix[1:].lower(), dpi=150)
+
+
+def _bars(axes: Any, plan: Plan) -> None:
+    left, peak = 0.0, plan.peak
+    for name, count in plan.parts.items():
+        width = count / 1e9
+        axes.barh(
+            0,
+            width,
+            left=left,
+            height=0.75,
+            color=_COLOURS.get(name, "#AAAAAA"),
+            label=f"{name} {size(count)}",
+        )
+        if count > 0.07 * peak:
+            axes.text(
+                left + width / 2,
+                0,
+                f"{count / peak:.0%}",
+                ha="center",
+                va="center",
+                color="white",
+                fontsize=8,
+            )
+        left += width

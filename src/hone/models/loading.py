@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
 
 from hone.core.errors import CapacityError, CheckpointError, DataError, RequestError
 from hone.core.files import read_json
@@ -21,7 +20,7 @@ from hone.models.checkpoint import WEIGHTS, dtype_name
 from hone.models.config import HEADS, Head, ModelConfig
 from hone.models.config_files import load_config
 from hone.models.families import find_family
-from hone.models.filling import FLOATS, HEAD_PARTS, Decode, Filler, as_named, expected_tensors
+from hone.models.filling import FLOATS, Decode, Filler, as_named, expected_tensors
 from hone.models.heads import fits, make_model
 from hone.models.meta import without_memory
 from hone.models.model import Model
@@ -75,8 +74,8 @@ def load_model(
             lacks in the files are initialised, and a warning names them.
         labels: names of the classes; where the files have another number of them, the layer that
             scores them is new.
-        quantize: ``quantize(model, kept)`` swaps layers, all but those of a head, for ones that
-            each take a float weight as soon as it is read, so that the float model never exists.
+        quantize: ``quantize(model, kept)`` swaps layers, all but those that files do not hold, for
+            ones that take their weights as soon as these are read: no float model ever exists.
 
     Raises:
         CheckpointError: a missing, truncated or foreign file, or weights that do not fit
@@ -122,7 +121,8 @@ def load_model(
         spare |= expected_tensors(_make_empty(config, head, path, files)).keys()
     if quantize is not None:
         with without_memory():
-            quantize(model, _head_layers(model))
+            new = set(linear_layers(model)) - _held_layers(model, files)
+            quantize(model, new | ({"score"} if relabelled else set()))
     model.to(wanted)
     _allocate(model, device, f"the weights of {path} in {dtype_name(wanted)}")
     model.tie_weights()
@@ -147,31 +147,30 @@ def _make_empty(
     with without_memory():
         model = make_model(config, head, _dtype(config.dtype))
         if config.quantization_config is not None:
-            kept = _float_layers(model, files) | ({"score"} if renewed else set())
+            kept = set(linear_layers(model)) - _held_layers(model, files, _INTEGERS)
+            kept |= {"score"} if renewed else set()
             _replace_layers(model, config.quantization_config, path, kept)
     return model
 
 
-def _head_layers(model: Model) -> set[str]:
-    return {name for name in linear_layers(model) if name.partition(".")[0] in HEAD_PARTS}
-
-
-def _float_layers(model: Model, files: Sequence[Path]) -> set[str]:
-    """Layers that no file holds as integers, such as those of a head that is yet to be made."""
+def _held_layers(model: Model, files: Sequence[Path], kinds: Collection[str] = ()) -> set[str]:
+    """The linear layers that ``files`` hold the weights of, in the dtypes ``kinds`` or in any."""
     family = find_family(model.config.model_type)
-    kept = set(linear_layers(model))
-    found = layer_places(family, model, sorted(kept))
+    found = layer_places(family, model, linear_layers(model))
     ours = {f"{name}.weight": place.ours for name, place in found.items()}
+    held = set[str]()
     for file in files:
         try:
             with safe_open(file, framework="pt") as handle:
                 for name in handle.keys():  # noqa: SIM118 (a handle is not iterable)
                     known = known_name(family, name, ours)
-                    if known is not None and handle.get_slice(name).get_dtype() in _INTEGERS:
-                        kept -= {own.removesuffix(".weight") for own in ours[known]}
+                    if known is None:
+                        continue
+                    if not kinds or handle.get_slice(name).get_dtype() in kinds:
+                        held |= {own.removesuffix(".weight") for own in ours[known]}
         except (SafetensorError, OSError) as error:
             raise read_error(file, error) from error
-    return kept
+    return held
 
 
 def _dtype(name: str | torch.dtype) -> torch.dtype:

@@ -5,14 +5,17 @@ this package makes such checkpoints readable. Not here: training, adapters, gene
 """
 
 from hone.models import register_quantization
-from hone.quant.checkpoint import QUANT_METHOD, quantize_checkpoint, replace_layers
+from hone.quant import int8_checkpoint, nf4_checkpoint, nf4_layer
+from hone.quant.checkpoint import METHODS, quantize_checkpoint
 from hone.quant.int8 import Int8Linear, quantize_rows
 from hone.quant.nf4 import Nf4State, nf4_dequantize, nf4_linear, nf4_quantize
 from hone.quant.nf4_layer import Nf4Linear, nf4_footprint, quantize_nf4_model
 
-register_quantization(QUANT_METHOD, replace_layers)
+register_quantization(int8_checkpoint.QUANT_METHOD, int8_checkpoint.replace_layers)
+register_quantization(nf4_layer.QUANT_METHOD, nf4_checkpoint.replace_layers, nf4_checkpoint.decoder)
 
 __all__ = [
+    "METHODS",
     "Int8Linear",
     "Nf4Linear",
     "Nf4State",
@@ -23,5 +26,4 @@ __all__ = [
     "quantize_checkpoint",
     "quantize_nf4_model",
     "quantize_rows",
-    "replace_layers",
 ]

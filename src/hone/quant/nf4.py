@@ -50,6 +50,20 @@ _GPU_AT_ONCE = 2**24
 _GRID = 2**16
 
 
+class Nested(NamedTuple):
+    """How the magnitudes of blocks are quantized, all float32.
+
+    Attributes:
+        absmax: what each block of 256 was divided by, ``[S]``.
+        quant_map: the levels that their codes stand for, ``[256]``.
+        offset: the mean that was taken off them before, ``[]``.
+    """
+
+    absmax: Tensor
+    quant_map: Tensor
+    offset: Tensor
+
+
 class Nf4State(NamedTuple):
     """A weight in NF4.
 
@@ -59,21 +73,17 @@ class Nf4State(NamedTuple):
         absmax: of every block, float32, or uint8 codes where it is quantized. ``[N, K / 64]``
             where rows are whole blocks, else ``[B]``.
         shape: N and K.
-        nested_absmax: float32 ``[S]``; None where ``absmax`` is not quantized, as the next two.
-        nested_map: the levels of the codes of ``absmax``, float32 ``[256]``.
-        offset: the mean that was taken off ``absmax``, float32 ``[]``.
+        nested: how ``absmax`` is quantized; None where it is not.
     """
 
     codes: Tensor
     absmax: Tensor
     shape: tuple[int, int]
-    nested_absmax: Tensor | None = None
-    nested_map: Tensor | None = None
-    offset: Tensor | None = None
+    nested: Nested | None = None
 
 
 def layout(rows: int, inputs: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-    """The shapes of ``codes``, ``absmax`` and ``nested_absmax`` (S) of a weight."""
+    """The shapes of ``codes`` and ``absmax`` of a weight, and S."""
     blocks = -(rows * inputs // -BLOCK)
     nested = -(blocks // -NESTED_BLOCK)
     if inputs % BLOCK:
@@ -161,14 +171,8 @@ def _state(codes: Tensor, absmax_B: Tensor, weight_NK: Tensor, double: bool) -> 
         return Nf4State(codes, absmax_B.view(absmax_shape), (rows, inputs))
     offset = absmax_B.mean()
     quantized_B, nested_absmax_S = quantize_blocks(absmax_B - offset, NESTED_BLOCK)
-    return Nf4State(
-        codes,
-        quantized_B.view(absmax_shape),
-        (rows, inputs),
-        nested_absmax_S,
-        dynamic_map().to(absmax_B.device, copy=True),
-        offset,
-    )
+    nested = Nested(nested_absmax_S, dynamic_map().to(absmax_B.device, copy=True), offset)
+    return Nf4State(codes, quantized_B.view(absmax_shape), (rows, inputs), nested)
 
 
 @cache
@@ -200,12 +204,12 @@ def quantize_blocks(values: Tensor, block: int) -> tuple[Tensor, Tensor]:
 
 def block_absmax(state: Nf4State) -> Tensor:
     """The largest magnitude of every block, float32, in the shape of ``state.absmax``."""
-    if state.nested_absmax is None or state.nested_map is None or state.offset is None:
+    if state.nested is None:
         return state.absmax
     codes_B = state.absmax.flatten()
-    levels_B = state.nested_map[codes_B.int()]
-    scale_B = state.nested_absmax.repeat_interleave(NESTED_BLOCK)[: len(codes_B)]
-    return (levels_B * scale_B + state.offset).view(state.absmax.shape)
+    levels_B = state.nested.quant_map[codes_B.int()]
+    scale_B = state.nested.absmax.repeat_interleave(NESTED_BLOCK)[: len(codes_B)]
+    return (levels_B * scale_B + state.nested.offset).view(state.absmax.shape)
 
 
 def nf4_dequantize_reference(state: Nf4State, dtype: torch.dtype) -> Tensor:

@@ -14,6 +14,7 @@ from hone.core.errors import CheckpointError
 from hone.models import Model
 from hone.models.weights import own_tensors, quantized_layers
 from hone.quant.nf4 import (
+    Nested,
     Nf4State,
     layout,
     nf4_backward,
@@ -25,7 +26,7 @@ from hone.quant.nf4 import (
 
 QUANT_METHOD = "bitsandbytes"
 # The constants of a weight: float32 in whatever dtype a model computes.
-_NESTED = ("nested_absmax", "nested_quant_map", "nested_offset")
+_NESTED = ("weight_nested_absmax", "weight_nested_quant_map", "weight_nested_offset")
 
 
 class Nf4Linear(nn.Module):
@@ -93,22 +94,22 @@ class Nf4Linear(nn.Module):
         """Take the codes and constants of a float weight.
 
         Raises:
-            CheckpointError: the weight holds NaN or infinity, which would spread to all blocks.
+            CheckpointError: the weight holds NaN or infinity.
         """
-        found = nf4_quantize(weight_NK, self.nested)
-        largest = found.absmax if found.nested_absmax is None else found.nested_absmax
-        if not bool(torch.isfinite(largest).all()):
-            raise CheckpointError("NF4 cannot hold a weight with NaN or infinity.")
-        for own, value in zip(self.state, found, strict=True):
-            if isinstance(own, Tensor) and isinstance(value, Tensor):
-                own.copy_(value)
+        found = nf4_quantize(weight_NK.to(self.weight.device), self.nested)
+        check_finite(found)
+        own = self.state
+        own.codes.copy_(found.codes)
+        own.absmax.copy_(found.absmax)
+        for mine, value in zip(own.nested or (), found.nested or (), strict=True):
+            mine.copy_(value)
 
     @property
     def state(self) -> Nf4State:
         """Codes and constants, for the functions of ``hone.quant.nf4``."""
+        nested = Nested(*(getattr(self, name) for name in _NESTED)) if self.nested else None
         shape = (self.out_features, self.in_features)
-        nested = [getattr(self, f"weight_{name}", None) for name in _NESTED]
-        return Nf4State(self.weight, self.weight_absmax, shape, *nested)
+        return Nf4State(self.weight, self.weight_absmax, shape, nested)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight that the layer computes with, ``[N, K]``."""
@@ -127,17 +128,13 @@ class Nf4Linear(nn.Module):
         return nf4_backward(grad_MN, self.state)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        exact = {
-            name: buffer
-            for name in ("absmax", *_NESTED)
-            if (buffer := getattr(self, f"weight_{name}", None)) is not None
-            and buffer.is_floating_point()
-        }
+        constants = ("weight_absmax", *_NESTED) if self.nested else ("weight_absmax",)
+        before = {name: getattr(self, name) for name in constants}
         super()._apply(fn, recurse)
-        for name, before in exact.items():
-            after = getattr(self, f"weight_{name}")
-            if after.dtype != before.dtype:
-                setattr(self, f"weight_{name}", before.to(after.device))
+        for name, buffer in before.items():
+            after = getattr(self, name)
+            if after.dtype != buffer.dtype:
+                setattr(self, name, buffer.to(after.device))
         probe = torch.empty(0, dtype=self.weight_dtype, device=self.weight.device)
         self.weight_dtype = fn(probe).dtype
         return self
@@ -168,10 +165,33 @@ def nf4_settings(double: bool = True, skipped: Collection[str] = ()) -> dict[str
     }
 
 
+def nf4_layers(model: Model) -> list[str]:
+    """The layers of ``model`` that are quantized, by name.
+
+    Those of ``hone.models.weights.quantized_layers``, but that T5's last products stay float: they
+    exceed short floats, so that transformers computes them in float32 always.
+    """
+    names = list(quantized_layers(model))
+    if model.config.model_type == "t5":
+        return [name for name in names if not name.endswith(".down_proj")]
+    return names
+
+
+def check_finite(state: Nf4State) -> None:
+    """Refuse a weight with NaN or infinity, which would spread to all blocks.
+
+    Raises:
+        CheckpointError: it is one.
+    """
+    largest = state.absmax if state.nested is None else state.nested.absmax
+    if not bool(torch.isfinite(largest).all()):
+        raise CheckpointError("NF4 cannot hold a weight with NaN or infinity.")
+
+
 def quantize_nf4_model(model: Model, double: bool = True, kept: Collection[str] = ()) -> None:
     """Turn the linear layers of ``model`` into :class:`Nf4Linear`, one after another, in place.
 
-    Those of ``hone.models.weights.quantized_layers``; stacked experts, embeddings, routers and the
+    Those of :func:`nf4_layers`; stacked experts, embeddings, routers and the
     last layer of a head stay as they are. On the meta device, the layers are there to be filled.
 
     Args:
@@ -181,13 +201,13 @@ def quantize_nf4_model(model: Model, double: bool = True, kept: Collection[str] 
     Raises:
         CheckpointError: a weight holds NaN or infinity.
     """
-    for name in [name for name in quantized_layers(model) if name not in kept]:
+    for name in [name for name in nf4_layers(model) if name not in kept]:
         parent, _, child = name.rpartition(".")
         owner = model.get_submodule(parent)
         try:
             setattr(owner, child, _nf4(getattr(owner, child), double))
         except CheckpointError as error:
-            raise CheckpointError(f"The layer {name!r}: {error}") from error
+            raise CheckpointError(f"{name!r}: {error}") from error
     model.config = replace(model.config, quantization_config=nf4_settings(double))
 
 

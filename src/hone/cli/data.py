@@ -172,7 +172,7 @@ def _print_sample(runs: list[Run], number: int, line: int) -> None:
 
     console = Console()
     if console.color_system is None:
-        how, text = f"between {_OPEN} and {_CLOSE}", Text(_bracketed(runs))
+        how, text = f"{_OPEN}in brackets{_CLOSE}", Text(_bracketed(runs))
     else:
         how, text = "green", Text()
         for piece, trained, special in runs:

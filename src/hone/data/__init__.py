@@ -6,13 +6,13 @@ No torch, no model and no tokenizer training: what comes out is arrays of number
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from hone.data.packing import Batch, PackedBatches, pack
 from hone.data.read import QuestionSql, iterate_jsonl, read_examples, read_jsonl
 from hone.data.samples import IGNORED, Sample, completion_sample
 from hone.data.splitting import split_groups
 
 if TYPE_CHECKING:
     from hone.data.augment import vary_examples
-    from hone.data.packing import Batch, PackedBatches, pack
 
 __all__ = [
     "IGNORED",
@@ -29,18 +29,10 @@ __all__ = [
     "vary_examples",
 ]
 
-# What needs NumPy or sqlglot is looked up on first use: what only reads a file starts without them.
-_LAZY = {
-    "Batch": "hone.data.packing",
-    "PackedBatches": "hone.data.packing",
-    "pack": "hone.data.packing",
-    "vary_examples": "hone.data.augment",
-}
-
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
+    if name == "vary_examples":  # sqlglot takes longer to start than all the rest
+        return import_module("hone.data.augment").vary_examples
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -16,7 +16,7 @@ from hone.adapters.config import (
     write_lora_config,
 )
 from hone.adapters.layers import LoraEmbedding, LoraLinear, TokenRows, float_linear
-from hone.adapters.names import Layer, known_layer, owners
+from hone.adapters.names import Layer, known_layer, owners, saved_tensors
 from hone.adapters.switch import Adapters, adapters_of
 from hone.core.errors import CheckpointError, ConfigError, DataError
 from hone.core.files import atomic_dir, read_json, write_json
@@ -107,7 +107,7 @@ def _written(adapters: Adapters, adapter: Adapter) -> dict[str, Tensor]:
         tied = path == OUTPUT and base.tied
         if isinstance(stand_in, TokenRows) and not (tied and base.embedding in adapter.stand_ins):
             found[name + _ROWS] = stand_in.trainable_tokens_delta.detach()
-        if path not in (base.embedding, OUTPUT) or tied:
+        if path not in (base.embedding, OUTPUT):
             continue
         current = stand_in.base if isinstance(stand_in, StandIn) else stand_in
         if f"{name}.weight" not in found and (
@@ -117,7 +117,8 @@ def _written(adapters: Adapters, adapter: Adapter) -> dict[str, Tensor]:
             mark = _WRAPPED[0] if rows else _WRAPPED[1] if isinstance(stand_in, StandIn) else "."
             weight = (current or base.modules[path]).weight
             assert isinstance(weight, Tensor)
-            found[f"{name}{mark}weight"] = weight.detach()
+            if not any(weight.data_ptr() == other.data_ptr() for other in found.values()):
+                found[f"{name}{mark}weight"] = weight.detach()  # a tied weight once
     return found
 
 
@@ -322,16 +323,17 @@ class _Reader:
         own, config = self._own(), self._base.config
         adapted = {path for name in self._updates for path in self._base.layers[name].paths}
         adapted |= self._rows.keys()
+        listed, _ = saved_tensors(self._config.modules_to_save, self._base.tensors)
         bases: dict[str, nn.Module] = {}
         saved: dict[str, Place] = {}
         for name, tensor in self._whole.items():
             place = self._base.tensors[name]
             path, shape = owners(place)[0], place.read(own, config).shape
-            if path not in adapted:
-                saved[name] = place
-            if tensor.shape == shape and path not in adapted:
-                continue
             tokens = path in (self._base.embedding, OUTPUT) and not self._base.paired
+            if path not in adapted and (name in listed or not tokens):
+                saved[name] = place
+            if tensor.shape == shape and name in saved:
+                continue
             if not tokens or tensor.shape[1:] != shape[1:]:
                 what = f"its shape is {list(tensor.shape)} and the model's {list(shape)}"
                 raise self._wrong(_PREFIX + name, what)

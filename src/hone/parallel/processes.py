@@ -89,9 +89,7 @@ class Processes:
 
     def barrier(self) -> None:
         """Wait until all processes are here."""
-        if self.count > 1:
-            with self._together():
-                dist.barrier()
+        self.total(0.0)
 
     def leave(self) -> None:
         """Leave the group; whoever waits for this process is told."""
@@ -111,6 +109,8 @@ class Processes:
     def _together(self) -> Iterator[None]:
         try:
             yield
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, ValueError) as error:
             raise HoneError(
                 f"Process {self.rank} of {self.count} goes no further: another process of this run "

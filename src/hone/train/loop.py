@@ -131,30 +131,10 @@ def train(
 
         evaluating = _evaluating(config, evaluate)
         store = CheckpointStore(out_dir / "checkpoints", config.keep_last)
-        checkpoint = _last_checkpoint(store, processes, fresh)
-        wanted = identity(model, batches.fingerprint, config)
-        check_alike(processes, wanted, checkpoint.step if checkpoint else 0)
-        precision = _precision(config, device)
-        where = machine(precision, device, config.micro_batches, processes.count)
-        if checkpoint is not None:
-            check_same(checkpoint, wanted)
-            if processes.first:
-                warn_of_changes(checkpoint, where)
-            precision = where["precision"] = checkpoint.manifest["machine"]["precision"]
-
-        gauge = MemoryGauge(model)
-        optimizer = Optimizer(model, config, _DTYPES[precision])
-        _prepare(model, config)
-        counters = Counters(loss_scale=FIRST_SCALE if precision == "fp16" else 1.0)
-        if checkpoint is not None:
-            counters = restore(checkpoint, optimizer)
+        start = _begin(model, batches, config, store, processes, fresh)
+        optimizer, counters, precision = start.optimizer, start.counters, start.precision
         stepper = Stepper(
-            model,
-            objective or SummedLoss(),
-            optimizer,
-            config,
-            processes,
-            scaled=precision == "fp16",
+            model, objective or SummedLoss(), optimizer, config, processes, precision == "fp16"
         )
         first, before, begun = counters.step, counters.seconds, time.perf_counter()
         following = None
@@ -164,7 +144,7 @@ def train(
                     out_dir,
                     config,
                     counters,
-                    gauge,
+                    start.gauge,
                     label=label,
                     devices=processes.count,
                     expected=expected,
@@ -196,13 +176,14 @@ def train(
                 if due:
                     counters.seconds = before + time.perf_counter() - begun
                     counters.metrics_bytes = following.sync()
-                    about = manifest(counters, wanted, where)
+                    about = manifest(counters, start.wanted, start.where)
                     store.save(step, optimizer.state(), about, keep=[counters.best_step])
                 following.show(counters)
                 if on_step:
                     on_step(counters)
             if stopping:
                 raise KeyboardInterrupt
+        processes.barrier()  # for none of them is it over before the last checkpoint is written
     optimizer.finish()
     model.eval()
     return TrainResult(
@@ -216,10 +197,61 @@ def train(
         skipped_overflow=counters.skipped_overflow,
         resumed_from=first,
         precision=precision,
-        peak_bytes=gauge.peak(),
+        peak_bytes=start.gauge.peak(),
         best_loss=counters.best_loss,
         best_step=counters.best_step,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """Where a run begins, or goes on.
+
+    Attributes:
+        wanted: what the weights depend on; see :func:`identity`.
+        where: what their last bits may depend on; see :func:`machine`.
+    """
+
+    optimizer: Optimizer
+    counters: Counters
+    gauge: MemoryGauge
+    wanted: dict[str, Any]
+    where: dict[str, Any]
+
+    @property
+    def precision(self) -> str:
+        precision: str = self.where["precision"]
+        return precision
+
+
+def _begin(
+    model: nn.Module,
+    batches: Batches,
+    config: TrainConfig,
+    store: CheckpointStore,
+    processes: Processes,
+    fresh: bool,
+) -> _Start:
+    """Prepare the model and its optimizer, and take over what the last checkpoint has."""
+    checkpoint = _last_checkpoint(store, processes, fresh)
+    device = next(model.parameters()).device
+    wanted = identity(model, batches.fingerprint, config)
+    check_alike(processes, wanted, checkpoint.step if checkpoint else 0)
+    where = machine(_precision(config, device), device, config.micro_batches, processes.count)
+    if checkpoint is not None:
+        check_same(checkpoint, wanted)
+        if processes.first:
+            warn_of_changes(checkpoint, where)
+        where["precision"] = checkpoint.manifest["machine"]["precision"]
+    precision = where["precision"]
+    gauge = MemoryGauge(model)
+    optimizer = Optimizer(model, config, _DTYPES[precision])
+    _prepare(model, config)
+    if checkpoint is None:
+        counters = Counters(loss_scale=FIRST_SCALE if precision == "fp16" else 1.0)
+    else:
+        counters = restore(checkpoint, optimizer)
+    return _Start(optimizer, counters, gauge, wanted, where)
 
 
 def _last_checkpoint(

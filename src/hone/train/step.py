@@ -42,7 +42,6 @@ class Stepper:
         optimizer: Optimizer,
         config: TrainConfig,
         processes: Processes,
-        *,
         scaled: bool = False,
     ) -> None:
         """``scaled``: the loss is, by ``Counters.loss_scale``."""
@@ -93,12 +92,14 @@ class Stepper:
             batch.n_trained / counters.loss_scale,
             self._optimizer.collect_gradients,
         )
+        # The small sum first: in it a process that is gone is noticed by every backend.
+        total = self._processes.total(loss)
         weights = self._optimizer.masters.values()
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         self._processes.sum_(gradients)
         if counters.loss_scale != 1.0:
             torch._foreach_mul_(gradients, 1 / counters.loss_scale)
-        return self._processes.total(loss)
+        return total
 
     def _count_good(self, counters: Counters) -> None:
         counters.bad_in_a_row = 0

@@ -148,6 +148,7 @@ def _packed(tape: Tape, qkv: Buffer, heads: Heads, pack: Pack, number: int) -> B
         + _FLOAT32 * largest * (2 if long else 1)
         + (row * pack.tokens * joint if converted else 0),
         back=max(gradients + after + (out if converted else 0), gradients + within - out),
+        piece="inside",
     )
 
 
@@ -180,7 +181,9 @@ def _general(
         back = max(0, 2 * width * scores + row * tokens * (h - joint)) + (
             number * h * pairs if heads.learnt else 0
         )
-        return tape.op(qkv, size=row * tokens * h, extra=extra, work=work, back=back)
+        return tape.op(
+            qkv, size=row * tokens * h, extra=extra, work=work, back=back, piece="inside"
+        )
     if heads.bias:
         extra += number * h * pairs if hidden else 0
     elif hidden:
@@ -193,6 +196,7 @@ def _general(
         extra=extra + copies + sums,
         work=2 * copies + turned,
         back=row * tokens * joint + turned,
+        piece="inside",
     )
 
 

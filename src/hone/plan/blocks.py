@@ -275,7 +275,8 @@ class BlockTape:
         slots = tokens * experts.per_token
         logits = self.product(x, "mlp.gate")
         # Probabilities, the choice, the weights of the chosen, and the order of slots.
-        chosen = _FLOAT32 * tokens * experts.count + slots * (3 * _FLOAT32 + 5 * _INT64)
+        # The logits wait for the loss that balances experts.
+        chosen = 2 * _FLOAT32 * tokens * experts.count + slots * (3 * _FLOAT32 + 5 * _INT64)
         weights = self.tape.op(
             logits,
             size=slots * _FLOAT32,

@@ -202,7 +202,9 @@ def _head(config: ModelConfig, numbers: Numbers, pack: Pack, scored: int) -> Spa
         rows = len(pack.lengths)
         out = tape.op(out, size=rows * size * c, back=pack.tokens * size * c)
     elif balanced:
-        out = tape.op(out, size=rows * size * c)
+        assert config.experts is not None
+        routed = _FLOAT32 * config.experts.count * pack.tokens * config.num_hidden_layers
+        out = tape.op(out, size=rows * size * c, extra=routed, work=3 * routed)
     transform = config.transforms.get(head)
     if transform:
         wide = rows * size * c
@@ -217,34 +219,39 @@ def _head(config: ModelConfig, numbers: Numbers, pack: Pack, scored: int) -> Spa
         tape.op(out, size=0)
         return tape.span()
     layer = numbers.layer("score" if head.endswith("classification") else "lm_head")
-    logits = rows * scores
     weights = c * (scores * size + layer.bias) if layer.trained else 0
-    vocabulary = head in ("causal", "masked", "seq2seq")
-    if vocabulary and not layer.bias and config.logit_softcap is None:
-        chunk = max(1, min(rows, CHUNK_BYTES // (4 * scores)))
-        # Logits and probabilities, while those of the chunk before are still there; in 16 bits
-        # also their rounded copies, and the product that they make.
-        temporary = (3 if rows > chunk else 2) * _FLOAT32 * chunk * scores
-        summed = _FLOAT32 * scores * size if layer.trained else 0
-        if c != _FLOAT32:
-            temporary += 2 * c * chunk * scores + (c * scores * size if layer.trained else 0)
-        hidden = rows * size * c
-        own = weights if c != _FLOAT32 else summed
-        tape.op(
-            out,
-            size=0,
-            extra=hidden + own,
-            work=temporary + (summed if c != _FLOAT32 else 0),
-            weights=weights,
-        )
+    if head in ("causal", "masked", "seq2seq"):
+        _chunked_loss(tape, out, config, layer.trained, rows, c)
         return tape.span()
+    logits = rows * scores
     made = tape.op(out, size=logits * c, keeps=(out,), weights=weights)
-    if config.logit_softcap is not None and vocabulary:
-        made = tape.op(made, size=logits * c, extra=logits * c, work=logits * c)
     if c != _FLOAT32:
         made = tape.op(made, size=logits * _FLOAT32)
     tape.op(made, size=0, extra=logits * _FLOAT32)
     return tape.span()
+
+
+def _chunked_loss(
+    tape: Tape, hidden: Buffer, config: ModelConfig, trained: bool, rows: int, number: int
+) -> None:
+    """``projected_cross_entropy``: gradients are made with the loss, and passed on as they are."""
+    scores, size = config.vocab_size, config.hidden_size
+    chunk = _FLOAT32 * scores * max(1, min(rows, CHUNK_BYTES // (_FLOAT32 * scores)))
+    temporary = (3 if config.logit_softcap is not None else 2) * chunk
+    own = _FLOAT32 * scores * size if trained else 0
+    if number != _FLOAT32:
+        # Rounded probabilities; what they make of the weight's gradient, which is rounded too.
+        temporary += chunk // 2
+        own = own * number // _FLOAT32
+        temporary += (own + _FLOAT32 * scores * size) if trained else 0
+    tape.op(
+        hidden,
+        size=0,
+        extra=hidden.size + own,
+        work=temporary,
+        back=-hidden.size - own,
+        weights=own,
+    )
 
 
 def _batch_bytes(config: ModelConfig, pack: Pack) -> int:

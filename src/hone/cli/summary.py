@@ -36,3 +36,26 @@ def print_run(run: Path, as_json: bool = False) -> None:
     for command in next_commands(run, variants[0].records):
         console.print(f"  {command}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"The report is {run / 'report.html'}.", highlight=False, soft_wrap=True)
+
+
+def print_text_run(run: Path, as_json: bool = False) -> None:
+    """Show the scores of a model that was trained on text."""
+    results = run / "results.json"
+    if as_json:
+        typer.echo(results.read_text(encoding="utf-8"), nl=False)
+        return
+    from rich.console import Console
+
+    from hone.core.files import read_json
+    from hone.evals.formatting import duration, quantity
+
+    console, found = Console(), read_json(results)
+    for name, pair in found["scores"].items():
+        console.print(f"{name}, held out: [bold]{pair['after']:.4g}[/]", highlight=False)
+    trained = found["train"]
+    console.print(
+        f"Training took {duration(trained['seconds'])}: {trained['steps']:,} steps, "
+        f"{quantity(trained['tokens'])} tokens.",
+        highlight=False,
+    )
+    console.print(f"The report is {run / 'report.html'}.", highlight=False, soft_wrap=True)

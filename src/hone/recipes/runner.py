@@ -23,7 +23,20 @@ STAGE_FILE = "stage.json"
 RECIPE_FILE = "recipe.json"
 LOCK = ".lock"
 # Everything that a run writes, and so everything that starting over deletes.
-FOLDERS = ("database", "questions", "tokenizer", "train", "checkpoint", "eval", "int8", "eval-int8")
+FOLDERS = (
+    "database",
+    "questions",
+    "corpus",
+    "tokenizer",
+    "before",
+    "train",
+    "checkpoint",
+    "adapter",
+    "after",
+    "eval",
+    "int8",
+    "eval-int8",
+)
 FILES = ("metrics.jsonl", "results.json", "report.html", "manifest.json", RECIPE_FILE)
 WRITTEN = frozenset((*FOLDERS, *FILES))
 

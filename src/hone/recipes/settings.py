@@ -196,8 +196,26 @@ def builtin_recipes() -> dict[str, Path]:
     return {file.stem: file for file in sorted(folder.glob("*.toml"))}
 
 
+def find_recipe(name_or_path: str | Path) -> Path:
+    """The file of a recipe, named by its path or as a built-in one.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    known = builtin_recipes()
+    if str(name_or_path) not in known:
+        raise ConfigError(
+            f"There is no recipe {name_or_path}: neither a file nor a built-in recipe. "
+            f"{nearest(str(name_or_path), known)}"
+        )
+    return known[str(name_or_path)]
+
+
 def load_recipe(name_or_path: str | Path, assignments: Iterable[str] = ()) -> Recipe:
-    """Read a recipe file, or a built-in recipe by name, with ``table.key=value`` overrides.
+    """Read a Text2SQL recipe, with ``table.key=value`` overrides.
 
     Paths in ``[data]`` may hold environment variables (``${HONE_DATA}/x.sqlite``); relative ones
     are made absolute against the recipe's folder.
@@ -205,15 +223,7 @@ def load_recipe(name_or_path: str | Path, assignments: Iterable[str] = ()) -> Re
     Raises:
         ConfigError: no such recipe, or something in it is wrong.
     """
-    path = Path(name_or_path)
-    if not path.is_file():
-        known = builtin_recipes()
-        if str(name_or_path) not in known:
-            raise ConfigError(
-                f"There is no recipe {name_or_path}: neither a file nor a built-in recipe. "
-                f"{nearest(str(name_or_path), known)}"
-            )
-        path = known[str(name_or_path)]
+    path = find_recipe(name_or_path)
     values = override(read_toml(path), assignments)
     values.setdefault("name", path.stem)
     recipe = parse(Recipe, values, path)
@@ -221,18 +231,26 @@ def load_recipe(name_or_path: str | Path, assignments: Iterable[str] = ()) -> Re
     return recipe.model_copy(update={"data": data})
 
 
+def absolute(value: str, key: str, recipe: Path) -> str:
+    """A path in a recipe, with environment variables filled in, against the recipe's folder.
+
+    Raises:
+        ConfigError: a variable is not set.
+    """
+    expanded = os.path.expandvars(value)
+    missing = re.search(r"\$\{?(\w+)", expanded)
+    if missing:
+        raise ConfigError(
+            f'{recipe}: "{key}" is {value!r}, and the environment variable '
+            f"{missing.group(1)} is not set. Set it to the folder that is meant."
+        )
+    return str((recipe.parent / Path(expanded).expanduser()).resolve())
+
+
 def _absolute(data: DataSettings, recipe: Path) -> dict[str, Any]:
     changed: dict[str, Any] = {}
     for key in ("database", "glossary", "examples"):
         value = getattr(data, key)
-        if value is None or (key == "database" and value == "sample"):
-            continue
-        expanded = os.path.expandvars(value)
-        missing = re.search(r"\$\{?(\w+)", expanded)
-        if missing:
-            raise ConfigError(
-                f'{recipe}: "data.{key}" is {value!r}, and the environment variable '
-                f"{missing.group(1)} is not set. Set it to the folder that is meant."
-            )
-        changed[key] = str((recipe.parent / Path(expanded).expanduser()).resolve())
+        if value is not None and not (key == "database" and value == "sample"):
+            changed[key] = absolute(value, f"data.{key}", recipe)
     return changed

@@ -1,11 +1,13 @@
 """What a recipe that trains on plain text may say: ``[data] text`` makes it one."""
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from hone.core.config import Settings
-from hone.recipes.settings import ModelSettings, Positive, TrainSettings
+from hone.core.config import Settings, override, parse, read_toml
+from hone.recipes.settings import ModelSettings, Positive, TrainSettings, absolute
 
 Objective = Literal["causal", "masked", "spans", "infilling"]
 
@@ -83,3 +85,26 @@ class TextRecipe(Settings):
     tokenizer: TextTokenizer = TextTokenizer()
     model: ModelSettings = ModelSettings()
     train: TextTraining = TextTraining()
+
+
+def load_text_recipe(path: Path, assignments: Iterable[str] = ()) -> TextRecipe:
+    """Read a recipe that trains on text, with ``table.key=value`` overrides.
+
+    Raises:
+        ConfigError: something in it is wrong.
+    """
+    values = override(read_toml(path), assignments)
+    values.setdefault("name", path.stem)
+    recipe = parse(TextRecipe, values, path)
+    files = tuple(absolute(file, "data.text", path) for file in recipe.data.text)
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"text": files})})
+
+
+def is_text_recipe(path: Path) -> bool:
+    """Whether the recipe in ``path`` trains on text.
+
+    Raises:
+        ConfigError: it is no TOML.
+    """
+    data = read_toml(path).get("data")
+    return isinstance(data, dict) and "text" in data

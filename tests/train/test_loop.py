@@ -327,3 +327,29 @@ def test_a_full_disk_stops_with_a_sentence_and_can_go_on(tmp_path, monkeypatch):
     assert train(model, tiny_batches(), CONFIG, tmp_path / "parts").resumed_from == 5
     assert equal(weights(whole), weights(model))
     assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
+
+
+def test_threads_that_make_batches_change_nothing(tmp_path):
+    whole, ahead = tiny_model(), tiny_model()
+    train(whole, tiny_batches(), CONFIG, tmp_path / "whole")
+    config = replace(CONFIG, workers=3)
+    with pytest.raises(Stop):
+        train(ahead, tiny_batches(), config, tmp_path / "ahead", on_step=stop_at(7))
+    ahead = tiny_model()
+    train(ahead, tiny_batches(), config, tmp_path / "ahead")
+    assert equal(weights(whole), weights(ahead))
+    assert lines(tmp_path / "whole") == lines(tmp_path / "ahead")
+
+
+def test_savers_of_memory_are_the_models(tmp_path):
+    class Saving(Fragile):
+        def set_activation_checkpointing(self, *settings):
+            self.settings = settings
+
+    saving = {"activation_checkpointing": "blocks", "checkpointed_blocks": 3}
+    config = replace(CONFIG, steps=1, **saving, offload_activations=True)
+    model = Saving(set())
+    train(model, tiny_batches(), config, tmp_path / "saving")
+    assert model.settings == ("blocks", 3, True)
+    with pytest.raises(ConfigError, match="Fragile cannot compute activations again"):
+        train(Fragile(set()), tiny_batches(), config, tmp_path / "other")

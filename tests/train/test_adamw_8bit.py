@@ -179,8 +179,8 @@ def test_the_state_takes_two_bytes_a_weight_and_small_weights_keep_float32():
 
 
 def test_no_copy_of_the_state_in_float32_is_ever_made():
-    weight = torch.randn(1024, 1024)
-    weight.grad = torch.randn(1024, 1024)
+    weight = torch.randn(2048, 2048)
+    weight.grad = torch.randn(2048, 2048)
     optimizer = AdamW8bit({"w": weight}, CONFIG)
     optimizer.step(0.01)  # the tables are made once
     peak = measure_peak(lambda: optimizer.step(0.01))

@@ -12,6 +12,7 @@ class Method(StrEnum):
     """Number formats that weights can be stored in."""
 
     INT8 = "int8"
+    NF4 = "nf4"
 
 
 def quantize(
@@ -20,9 +21,11 @@ def quantize(
     method: Annotated[Method, typer.Option(help="The number format of the weights.")] = Method.INT8,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Store a model's linear layers as int8, with one scale per output.
+    """Store a model's linear layers in a smaller number format; the rest becomes bfloat16.
 
-    The result is a checkpoint in the compressed-tensors format; every command reads it.
+    int8 has one scale per output, in the compressed-tensors format. nf4 has four bits and a
+    constant per 64 weights, quantized in turn, in the format of bitsandbytes: what QLoRA trains on.
+    Every command reads the result.
     """
     from rich.console import Console
 
@@ -37,7 +40,7 @@ def quantize(
         raise ConfigError(
             f"{out} holds other files and no checkpoint; it would be replaced. Choose another -o."
         )
-    quantize_checkpoint(source, out)
+    quantize_checkpoint(source, out, method.value)
     before, after = (
         sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         for folder in (source, out)

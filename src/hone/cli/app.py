@@ -15,6 +15,7 @@ from hone.cli.data import data
 from hone.cli.demo import demo
 from hone.cli.finetune import finetune
 from hone.cli.generate import generate
+from hone.cli.merge import merge
 from hone.cli.plan import plan
 from hone.cli.push import push
 from hone.cli.quantize import quantize
@@ -62,6 +63,7 @@ app.command("ask")(ask)
 app.command("generate")(generate)
 app.command("chat")(chat)
 app.command("quantize")(quantize)
+app.command("merge")(merge)
 app.command("show")(show)
 app.command("plan")(plan)
 app.command("push")(push)

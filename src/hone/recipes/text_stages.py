@@ -60,7 +60,11 @@ def run_text_recipe(recipe: TextRecipe, out: Path, fresh: bool = False) -> Path:
         return settings.model_dump(mode="json", exclude=without)
 
     stages = [
-        Stage("tokenizer", {"inputs": inputs, **dump(recipe.tokenizer)}, work.tokenizer_stage),
+        Stage(
+            "tokenizer",
+            {"inputs": inputs, "for": recipe.train.objective, **dump(recipe.tokenizer)},
+            work.tokenizer_stage,
+        ),
         Stage("corpus", {}, work.corpus_stage),
         Stage(
             "train",

@@ -24,9 +24,8 @@ class Heads:
 
     Attributes:
         rotated: dimensions of a head that turn; 0 for none.
-        bias: bytes that positions add to the scores for each pair of positions and head: 0 for
-            nothing, or those of the dtype.
-        learnt: the bias is.
+        bias: positions add to the scores.
+        learnt: what they add has a gradient.
     """
 
     heads: int
@@ -40,8 +39,8 @@ class Heads:
     learnt: bool = False
 
     @classmethod
-    def of(cls, config: ModelConfig, layer: int) -> "Heads":
-        """Those of self-attention in ``layer``."""
+    def of(cls, config: ModelConfig, layer: int, learnt: bool) -> "Heads":
+        """Those of self-attention in ``layer``; ``learnt``: its bias has a gradient."""
         positions = config.positions
         if config.is_sliding(layer) and config.local_positions is not None:
             positions = config.local_positions
@@ -54,7 +53,7 @@ class Heads:
             config.attention_softcap is not None,
             positions.rotated(config.head_dim) if isinstance(positions, Rotary) else 0,
             isinstance(config.positions, Alibi | Buckets),
-            isinstance(config.positions, Buckets),
+            isinstance(config.positions, Buckets) and learnt,
         )
 
     @property
@@ -106,15 +105,15 @@ def cross_attention(
     )
 
 
-def shared_bias(config: ModelConfig, pack: Pack) -> tuple[int, int]:
+def shared_bias(config: ModelConfig, pack: Pack, learnt: bool) -> int:
     """Bytes of the bias of a stack, made once for all layers, and of its gradient."""
     if not isinstance(config.positions, Alibi | Buckets) or config.mixer != "attention":
-        return 0, 0
+        return 0
     pairs = sum(length**2 for length in {group.length for group in pack.groups})
     scores = _FLOAT32 * config.num_attention_heads * pairs
-    if isinstance(config.positions, Alibi):
-        return scores, 0
-    return scores + 8 * pairs, scores  # the buckets, as int64
+    if isinstance(config.positions, Alibi) or not learnt:
+        return scores
+    return 2 * scores + 8 * pairs  # the buckets, as int64, are kept for the gradient
 
 
 def _packed(tape: Tape, qkv: Buffer, heads: Heads, pack: Pack, number: int) -> Buffer:

@@ -25,6 +25,7 @@ class Layer:
         bias: numbers of the bias.
         trained: the weight has a gradient.
         rank: of its adapter; 0 for none.
+        reads: the adapter has a factor A of its own.
         quantized: its weight is dequantized in parts.
     """
 
@@ -33,6 +34,7 @@ class Layer:
     bias: int = 0
     trained: bool = True
     rank: int = 0
+    reads: bool = False
     quantized: bool = False
 
     @property
@@ -53,6 +55,7 @@ class Setting:
         source: the sequences that cross-attention reads.
         dropout: adapters have a dropout.
         at_once: weights that are dequantized at a time.
+        learnt: the bias of relative positions has a gradient.
     """
 
     number: int
@@ -62,6 +65,7 @@ class Setting:
     source: Pack | None = None
     dropout: bool = False
     at_once: int = 2**19
+    learnt: bool = False
 
     @property
     def tokens(self) -> int:
@@ -183,14 +187,15 @@ class BlockTape:
         joint_bias = len(layers) > 1 and any(layer.bias for layer in layers)
         work, back, extra = (size if joint_bias else 0), 0, 0
         if any(layer.quantized for layer in layers):
-            work += _dequantized(layers, self.setting.at_once, self.c)
-            back += _dequantized(layers, self.setting.at_once, self.c)
+            work += _dequantized(layers, self.setting.at_once)
+            back += _dequantized(layers, self.setting.at_once)
             work += size if len(layers) > 1 else 0  # each is computed, then they are joined
             back += x.size if len(layers) > 1 else 0
         keeps = (x,) if trained else ()
-        if ranks := sum(layer.rank for layer in layers):
+        if any(layer.rank for layer in layers):
             keeps = (x,)
-            factors = sum(layer.rank * (layer.rows + columns) for layer in layers if layer.rank)
+            ranks = sum(layer.rank for layer in layers if layer.reads)
+            factors = sum(layer.rank * layer.rows for layer in layers) + ranks * columns
             extra = rows * ranks * self.c + (rows * columns if self.setting.dropout else 0)
             weights += factors * self.c
             back += rows * ranks * self.c + (2 * x.size if self.setting.dropout else 0)
@@ -200,7 +205,7 @@ class BlockTape:
 
     def attention(self, x: Buffer, keep: int | None) -> Buffer:
         """Self-attention."""
-        heads = Heads.of(self.config, self.layer)
+        heads = Heads.of(self.config, self.layer, self.setting.learnt)
         qkv = self.product(x, *(f"self_attn.{part}_proj" for part in "qkv"))
         if self.config.qk_norm:
             parts = self.n * (heads.heads + heads.kv_heads)
@@ -234,7 +239,7 @@ class BlockTape:
             back=source.tokens * self.config.hidden_size * c,
         )
         q = self.product(x, "cross_attn.q_proj")
-        heads = Heads.of(self.config, self.layer)
+        heads = Heads.of(self.config, self.layer, self.setting.learnt)
         o = cross_attention(self.tape, q, kv, heads, self.setting.pack, source, c)
         return self.product(self.rows(o, keep), "cross_attn.o_proj")
 
@@ -418,7 +423,14 @@ def scan_blocks(lengths: tuple[int, ...], channels: int, state: int) -> tuple[in
     return sum(-(length // -tokens) for length in lengths), _FLOAT32 * tokens * state * width
 
 
-def _dequantized(layers: list[Layer], at_once: int, number: int) -> int:
-    """Bytes of the part of a quantized weight that exists at a time, with its codes' indices."""
-    largest = max(min(at_once, layer.rows * layer.columns) for layer in layers if layer.quantized)
-    return largest * (_FLOAT32 + 2 + (0 if number == _FLOAT32 else number))
+def _dequantized(layers: list[Layer], at_once: int) -> int:
+    """Bytes of the part of a weight in NF4 that exists at a time, in float32, with the indices of
+    its codes and the part before; and of the magnitudes of all blocks.
+    """
+    largest = 0
+    for layer in layers:
+        if layer.quantized:
+            count = layer.rows * layer.columns
+            part = min(at_once, count)
+            largest = max(largest, part * (6 if part == count else 10) + count // 4)
+    return largest

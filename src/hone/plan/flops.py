@@ -83,7 +83,7 @@ def training_flops(
         head = config.vocab_size * config.hidden_size
         forward += 2 * head
         weights_back += 2 * head * numbers.trains_embedding
-    adapters = sum(count for _, count in numbers.adapters)
+    adapters = sum(rows * columns for rows, columns in numbers.factors)
     products = forward
     forward += 2 * adapters + attention
     # Attention has two products forwards and four backwards (with one more where it recomputes).

@@ -3,7 +3,7 @@
 N tokens, R scored ones, E hidden, V vocabulary, c bytes of a number.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hone.models.config import ModelConfig
 from hone.models.positions import Learned, Rotary
@@ -17,6 +17,8 @@ from hone.plan.weights import is_tied, output_rows
 _FLOAT32, _INT64 = 4, 8
 # One chunk of the logits of ``projected_cross_entropy``.
 CHUNK_BYTES = 8 << 20
+# Weights in NF4 that are dequantized at a time.
+AT_ONCE = {"cpu": 2**19, "cuda": 2**24}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ def pass_memory(
     saving: Saving,
     dropout: bool = False,
     stage: Stage = "all",
+    at_once: int = AT_ONCE["cpu"],
 ) -> PassMemory:
     """Walk the pass.
 
@@ -70,7 +73,9 @@ def pass_memory(
         pack: the sequences of the decoder, or of the only stack.
         source: those of the encoder, where there is one.
         scored: R.
+        dropout: adapters have one.
         stage: of a pipeline.
+        at_once: weights in NF4 that are dequantized at a time.
     """
     c, keeps = numbers.size, numbers.keeps_gradients
     batch = _batch_bytes(config, pack)
@@ -78,18 +83,21 @@ def pass_memory(
     held = 0  # from the first layer's forward pass to its backward pass
     read = None
     if config.encoder is not None:
-        setting = Setting(c, source, keeps, None, None, dropout)
+        learnt = numbers.trains_bias("model.encoder")
+        setting = Setting(c, source, keeps, None, None, dropout, at_once, learnt)
         parts += _stack(config.encoder, "model.encoder", setting, numbers, saving, stage)
         batch += _batch_bytes(config.encoder, source)
         # The gradient of what the encoder gives, to which every block of the decoder adds.
-        held += source.tokens * config.hidden_size * c + sum(shared_bias(config.encoder, source))
+        held += source.tokens * config.hidden_size * c
+        held += shared_bias(config.encoder, source, learnt)
         read = source
     # The losses that balance experts are over all tokens.
     rows = scored if config.experts is None and stage != "first" else None
-    setting = Setting(c, pack, keeps, rows, read, dropout)
     path = "model" if config.encoder is None else "model.decoder"
+    learnt = numbers.trains_bias(path)
+    setting = Setting(c, pack, keeps, rows, read, dropout, at_once, learnt)
     parts += _stack(config, path, setting, numbers, saving, stage)
-    held += sum(shared_bias(config, pack))
+    held += shared_bias(config, pack, learnt)
     body = chain(parts)
     end = [] if stage == "first" else [_head(config, numbers, pack, scored)]
     whole = chain([*parts, *end])
@@ -136,7 +144,7 @@ def _stack(
             wanted,
         )
         if key not in known:
-            own = setting if rows is setting.rows else _without_rows(setting)
+            own = setting if rows is setting.rows else replace(setting, rows=None)
             tape = BlockTape(config, layer, own, layers, wanted).write()
             known[key] = tape.span(selective)
         made.append(known[key])
@@ -154,18 +162,6 @@ def _stack(
         writer.norm(x, "norm")
         spans.append(writer.tape.span())
     return spans
-
-
-def _without_rows(setting: Setting) -> Setting:
-    return Setting(
-        setting.number,
-        setting.pack,
-        setting.keeps_gradients,
-        None,
-        setting.source,
-        setting.dropout,
-        setting.at_once,
-    )
 
 
 def _embedding(config: ModelConfig, setting: Setting, numbers: Numbers, wanted: bool) -> Span:

@@ -13,7 +13,7 @@ from hone.plan.devices import Device
 from hone.plan.flops import active_weights, attention_flops
 from hone.plan.jobs import ServeJob
 from hone.plan.states import int8_bytes, nf4_bytes
-from hone.plan.trained import SCORES
+from hone.plan.targets import is_quantized
 from hone.plan.weights import output_rows, weights_of
 
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "nf4": 0.5}
@@ -109,7 +109,7 @@ def weight_bytes(config: ModelConfig, weights: str) -> tuple[int, int]:
     """
     total = constants = 0
     for weight in weights_of(config):
-        linear = weight.kind == "linear" and weight.module.rpartition(".")[2] not in SCORES
+        linear = is_quantized(config, weight)
         if weights == "nf4" and linear:
             codes, own = nf4_bytes(weight.count)
         elif weights == "int8" and linear:

@@ -48,7 +48,6 @@ class States:
 
 @dataclass(frozen=True, slots=True)
 class _Tensor:
-    name: str
     shape: tuple[int, ...]
     count: int
     hidden: bool
@@ -66,14 +65,11 @@ def states(numbers: Numbers, optimizer: str, ema: bool, cuda: bool) -> States:
         else:
             weights += c * weight.count
     trained = [
-        _Tensor(w.name, w.shape, w.count, w.kind == "linear" and _is_hidden(w.module))
+        _Tensor(w.shape, w.count, w.kind == "linear" and _is_hidden(w.module))
         for w in numbers.weights
         if w.name in numbers.trained
     ]
-    adapters = [
-        _Tensor(name, shape, count, False)
-        for (name, count), shape in zip(numbers.adapters, _factors(numbers), strict=True)
-    ]
+    adapters = [_Tensor(shape, shape[0] * shape[1], False) for shape in numbers.factors]
     every = trained + adapters
     total = sum(tensor.count for tensor in every)
     state, step = _optimizer_state(every, optimizer)
@@ -107,14 +103,6 @@ def nf4_bytes(count: int, double: bool = True) -> tuple[int, int]:
 def int8_bytes(rows: int, columns: int) -> tuple[int, int]:
     """Bytes of the codes of a matrix in int8, and of its constants: a scale for each output."""
     return rows * columns, 2 * rows
-
-
-def _factors(numbers: Numbers) -> list[tuple[int, int]]:
-    found = []
-    for weight in numbers.weights:
-        if weight.name in numbers.adapted:
-            found += [(numbers.rank, weight.shape[1]), (weight.shape[0], numbers.rank)]
-    return found
 
 
 def _optimizer_state(tensors: list[_Tensor], name: str) -> tuple[int, int]:

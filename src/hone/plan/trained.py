@@ -9,6 +9,7 @@ from typing import Literal
 from hone.models.config import ModelConfig
 from hone.plan.blocks import Layer
 from hone.plan.jobs import Lora, Method, Precision, TrainJob
+from hone.plan.targets import Adapter, find_adapters, is_quantized
 from hone.plan.weights import Weight, is_tied, weights_of
 
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -49,24 +50,22 @@ class Numbers:
         weights: those of the device.
         size: bytes of a number in the dtype that is computed in.
         trained: names of those that have a gradient.
-        adapted: names of the matrices with an adapter.
+        adapted: adapters by the names of their matrices.
         quantized: names of those in NF4.
-        rank: of adapters.
     """
 
     weights: list[Weight]
     size: int
     trained: frozenset[str]
-    adapted: frozenset[str] = frozenset()
+    adapted: dict[str, Adapter] = field(default_factory=dict)
     quantized: frozenset[str] = frozenset()
-    rank: int = 0
     _layers: dict[str, Layer] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: ModelConfig, use: Use) -> "Numbers":
         """Those that ``use`` makes of the weights of ``config``."""
         weights = weights_of(config)
-        adapted: frozenset[str] = frozenset()
+        adapted: dict[str, Adapter] = {}
         quantized: frozenset[str] = frozenset()
         trained: frozenset[str] = frozenset()
         if use.method == "full":
@@ -77,18 +76,20 @@ class Numbers:
                 if not any(fnmatchcase(weight.name, pattern) for pattern in patterns)
             )
         else:
-            linear = [w for w in weights if w.kind == "linear" and _last(w) not in SCORES]
-            targets = set(use.lora.targets)
-            every = "all-linear" in targets
-            adapted = frozenset(w.name for w in linear if every or _last(w) in targets)
+            found = find_adapters(config, weights, use.lora.targets, use.lora.rank)
+            adapted = {adapter.weight.name: adapter for adapter in found}
             if use.method == "qlora":
-                quantized = frozenset(w.name for w in linear)
+                quantized = frozenset(w.name for w in weights if is_quantized(config, w))
         if use.stage != "all":
             tied = is_tied(config)
             weights = [w for w in weights if _is_on(w, use.stage, tied)]
         if use.tensor > 1:
             weights = [_part_of(weight, use.tensor) for weight in weights]
-        return cls(weights, _BYTES[use.precision], trained, adapted, quantized, use.lora.rank)
+        if use.stage != "all" or use.tensor > 1:
+            adapted = {
+                w.name: replace(adapted[w.name], weight=w) for w in weights if w.name in adapted
+            }
+        return cls(weights, _BYTES[use.precision], trained, adapted, quantized)
 
     @property
     def keeps_gradients(self) -> bool:
@@ -101,21 +102,20 @@ class Numbers:
         names = ("model.embed_tokens.weight", "model.shared.weight")
         return any(name in self.trained for name in names)
 
+    def trains_bias(self, path: str) -> bool:
+        """The bias of relative positions of the stack at ``path`` has a gradient."""
+        return f"{path}.relative_bias.weight" in self.trained
+
     @cached_property
-    def adapters(self) -> list[tuple[str, int]]:
-        """Name and numbers of the two factors of each adapter."""
-        return [
-            (f"{weight.module}.lora_{side}", self.rank * weight.shape[dimension])
-            for weight in self.weights
-            if weight.name in self.adapted
-            for side, dimension in (("A", 1), ("B", 0))
-        ]
+    def factors(self) -> list[tuple[int, int]]:
+        """The shapes of all factors of adapters."""
+        return [shape for adapter in self.adapted.values() for shape in adapter.factors]
 
     @cached_property
     def gradient_numbers(self) -> int:
         """All numbers that have a gradient."""
         own = sum(weight.count for weight in self.weights if weight.name in self.trained)
-        return own + sum(count for _, count in self.adapters)
+        return own + sum(rows * columns for rows, columns in self.factors)
 
     @cached_property
     def quantized_numbers(self) -> int:
@@ -145,12 +145,14 @@ class Numbers:
         if matrix is None:  # tied to the embedding
             return Layer(0, 0, bias, self.trains_embedding)
         shape = matrix.shape if len(matrix.shape) > 1 else (1, *matrix.shape)
+        adapter = self.adapted.get(matrix.name)
         return Layer(
             shape[-2],
             shape[-1],
             bias,
             matrix.name in self.trained,
-            self.rank if matrix.name in self.adapted else 0,
+            adapter.rank if adapter else 0,
+            adapter is not None and adapter.reads,
             matrix.name in self.quantized,
         )
 
@@ -186,7 +188,3 @@ def _part_of(weight: Weight, devices: int) -> Weight:
         return weight
     *stack, rows, columns = weight.shape
     return replace(weight, shape=(*stack, math.ceil(rows / devices), columns))
-
-
-def _last(weight: Weight) -> str:
-    return weight.module.rpartition(".")[2]

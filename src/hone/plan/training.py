@@ -13,7 +13,7 @@ from hone.plan.devices import Device
 from hone.plan.flops import Flops, training_flops
 from hone.plan.jobs import TrainJob
 from hone.plan.pack import Pack
-from hone.plan.passes import PassMemory, Saving, pass_memory
+from hone.plan.passes import AT_ONCE, PassMemory, Saving, pass_memory
 from hone.plan.states import States, states
 from hone.plan.trained import Numbers, Stage, Use
 
@@ -169,6 +169,7 @@ class Trainings:
             saving,
             use.lora.dropout,
             use.stage,
+            AT_ONCE["cuda" if self._device.cuda else "cpu"],
         )
 
 

@@ -63,7 +63,7 @@ def test_what_is_trained_is_shown_with_counts(model, file):
     shown = done.stdout
     for line in (
         r"format +conversation", r"template +the model's", r"examples +3", r"samples +2",
-        r"max length +512", r"dropped +1 times, first at line 2: there is no answer to train",
+        r"max length +512", r"dropped +1 time, first at line 2: there is no answer to train",
     ):  # fmt: skip
         assert re.search(line, shown), line
     assert MARKED.findall(shown) == ["in brackets", "12명.<|im_end|>", "네 명.<|im_end|>"]

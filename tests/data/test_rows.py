@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import sys
+from operator import length_hint
 
 import pyarrow as pa
 import pytest
@@ -74,6 +75,13 @@ def test_rows_say_where_they_are(tmp_path):
         assert [number for number, _ in rows] == numbers
         unit = "row" if kind == ".parquet" else "line"
         assert rows.where(7) == f"{path}, {unit} 7"
+
+
+def test_how_many_there_are_is_known_before(tmp_path):
+    for kind, content in CONTENTS.items():
+        (tmp_path / f"a{kind}").write_bytes(content)
+        assert length_hint(Rows(str(tmp_path / f"a{kind}"))) == 2
+    assert length_hint(Rows("hf://a/b")) == 0
 
 
 def test_columns_under_other_names(tmp_path):

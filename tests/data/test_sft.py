@@ -221,8 +221,14 @@ def test_an_answer_that_cannot_fit_is_dropped_and_counted():
     assert [trained(writer, sample) for sample in samples] == [["네.<|im_end|>"]]
     dropped = report.dropped["an answer is longer than max_length by itself"]
     assert (dropped.times, dropped.first_line) == (1, 7)
-    with pytest.raises(DataError, match="Nothing is left to train on: dropped 1 times, first at"):
+    with pytest.raises(DataError, match="Nothing is left to train on: dropped 1 time, first at"):
         tokenise([Conversation(long[:2], None, 7)], writer, 50)
+    # To the token: what is fed is the last token of the prompt and the answer without its end.
+    answer = len(writer.tokenizer.encode("가" * 100 + "<|im_end|>"))
+    (sample,), _ = tokenise([Conversation(long[:2], None, 7)], writer, answer)
+    assert trained(writer, sample) == ["가" * 100 + "<|im_end|>"]
+    with pytest.raises(DataError, match="longer than max_length by itself"):
+        tokenise([Conversation(long[:2], None, 7)], writer, answer - 1)
     with pytest.raises(DataError, match="longer than max_length by itself"):
         tokenise([Completion("a", "가" * 100, 7)], writer, 50)
 
@@ -278,6 +284,20 @@ def test_what_has_no_answer_is_counted_with_its_line():
     assert json.loads(json.dumps(report.to_dict()))["dropped"][reason]["first_line"] == 6
 
 
+def test_thinking_is_trained_in_every_turn_though_later_turns_do_not_see_it():
+    writer = writer_of("qwen")
+    thinking = [
+        MESSAGES[0], MESSAGES[1] | {"reasoning_content": "열둘이다"},
+        MESSAGES[2], MESSAGES[3] | {"reasoning_content": "don't"},
+    ]  # fmt: skip
+    samples, _ = tokenise([Conversation(thinking, None, 1)], writer, LONG)
+    assert [trained(writer, sample) for sample in samples] == [
+        [f"<think>\n열둘이다\n</think>\n\n{ANSWER}<|im_end|>"],
+        [f"<think>\ndon't\n</think>\n\n{SECOND}<|im_end|>"],
+    ]
+    assert "열둘이다" not in writer.tokenizer.decode(whole(samples[1]), False)
+
+
 def test_what_is_only_read_is_not_trained():
     writer = writer_of("chatml")
     (sample,), _ = tokenise([Conversation(MESSAGES, None, 1, frozenset([1]))], writer, LONG)
@@ -306,6 +326,7 @@ def test_the_template_follows_the_data():
     assert writer.writes_tools
     assert "does not write the tools" in why
     assert choose_template(make_chat_tokenizer("qwen"), tools=True)[0].own
+    assert "no system message" in choose_template(make_chat_tokenizer("gemma"), tools=False)[1]
     tokenizer.chat_templates = {}
     assert choose_template(tokenizer, tools=False)[1] == "hone's, because the model has none"
 

@@ -57,12 +57,17 @@ class Rows:
             raise DataError(f"{self.source} is empty: there is nothing to train on.")
 
     def __length_hint__(self) -> int:
-        """About how many rows there are, for a progress bar; 0 where it would take reading them."""
-        kind = kind_of(self.source)
-        if self.source.startswith(SCHEME) or kind not in (*_LINES, ".csv", ".tsv"):
+        """About how many rows there are, for a progress bar; 0 for a data set on the hub."""
+        if self.source.startswith(SCHEME):
             return 0
+        if kind_of(self.source) not in _LINES:
+            return sum(1 for _ in self._read())
         with open_bytes(Path(self.source).expanduser()) as file:
-            return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(_CHUNK), b""))
+            chunks = iter(lambda: file.read(_CHUNK), b"")
+            count, last = 0, b""
+            for last in chunks:
+                count += last.count(b"\n")
+            return count + (not last.endswith(b"\n"))
 
     def where(self, number: int) -> str:
         """The place of a row for a message."""

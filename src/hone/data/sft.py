@@ -76,7 +76,8 @@ class Report:
     def sentences(self) -> list[str]:
         """A line per reason for which something was shortened or left out."""
         return [
-            f"{what} {count.times:,} times, first at line {count.first_line}: {reason}"
+            f"{what} {count.times:,} time{'s' * (count.times > 1)}, first at line "
+            f"{count.first_line}: {reason}"
             for what, counts in (("shortened", self.truncated), ("dropped", self.dropped))
             for reason, count in counts.items()
         ]
@@ -122,7 +123,8 @@ def choose_template(tokenizer: Tokenizer, tools: bool) -> tuple[Conversations, s
     if not own.own:
         return own, "hone's, because the model has none"
     if not tools or own.writes_tools:
-        return own, "the model's"
+        system = ", which knows no system message: it goes before the first user's"
+        return own, "the model's" + system * own.folds_system
     return Conversations(tokenizer, default_template(tokenizer)), (
         "hone's, because the model's does not write the tools that the data has"
     )

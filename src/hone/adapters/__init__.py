@@ -14,7 +14,13 @@ Use::
 """
 
 from hone.adapters.config import LoraConfig
-from hone.adapters.files import is_adapter, load_adapter, read_adapter_config, save_adapter
+from hone.adapters.files import (
+    is_adapter,
+    load_adapter,
+    read_adapter_config,
+    read_head,
+    save_adapter,
+)
 from hone.adapters.switch import (
     add_adapter,
     merge,
@@ -31,6 +37,7 @@ __all__ = [
     "load_adapter",
     "merge",
     "read_adapter_config",
+    "read_head",
     "remove_adapters",
     "resize_vocabulary",
     "save_adapter",

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hone.core.errors import CheckpointError, ConfigError
+from hone.models.config import Head
 
 ALL_LINEAR = "all-linear"
 
-_TASKS = {
+TASKS: dict[Head, str] = {
     "causal": "CAUSAL_LM",
     "seq2seq": "SEQ_2_SEQ_LM",
     "classification": "SEQ_CLS",
@@ -33,6 +34,7 @@ _NOTES = {
     "peft_type",
     "peft_version",
     "qalora_group_size",
+    "revision",
     "task_type",
 }
 
@@ -144,7 +146,7 @@ def _by_pattern(patterns: Mapping[str, Any], name: str, otherwise: Any) -> Any:
 
 
 def write_lora_config(
-    config: LoraConfig, head: str, targets: Sequence[str], turned: bool
+    config: LoraConfig, head: Head, targets: Sequence[str], turned: bool
 ) -> dict[str, Any]:
     """The content of ``adapter_config.json``.
 
@@ -176,7 +178,7 @@ def write_lora_config(
         "r": config.r,
         "rank_pattern": dict(config.rank_pattern),
         "target_modules": sorted(targets) if by_name else _list_or_text(config.targets),
-        "task_type": _TASKS.get(head),
+        "task_type": TASKS.get(head),
         "trainable_token_indices": (tokens if isinstance(tokens, dict) else list(tokens)) or None,
         "use_dora": config.dora,
         "use_rslora": config.rslora,

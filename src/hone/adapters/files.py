@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from hone.adapters.adapter import OUTPUT, Adapter, Base, StandIn, build, with_head
 from hone.adapters.config import (
     ALL_LINEAR,
+    TASKS,
     LoraConfig,
     read_lora_config,
     write_lora_config,
@@ -20,7 +22,7 @@ from hone.adapters.names import Layer, known_layer, owners, saved_tensors
 from hone.adapters.switch import Adapters, adapters_of
 from hone.core.errors import CheckpointError, ConfigError, DataError
 from hone.core.files import atomic_dir, read_json, write_json
-from hone.models import Model, find_family
+from hone.models import Head, Model, find_family
 from hone.models.checkpoint import save_weights
 from hone.models.weights import Place, known_name
 
@@ -50,14 +52,24 @@ def read_adapter_config(directory: str | Path) -> LoraConfig:
     Raises:
         CheckpointError: there is none, or none that is read here.
     """
+    return read_lora_config(_values(directory), str(Path(directory) / CONFIG))
+
+
+def read_head(directory: str | Path) -> Head | None:
+    """The head that the adapter in ``directory`` is for; None where it does not say."""
+    values = _values(directory)
+    task = values.get("task_type") if isinstance(values, dict) else None
+    return next((head for head, name in TASKS.items() if name == task), None)
+
+
+def _values(directory: str | Path) -> Any:
     file = Path(directory) / CONFIG
     if not file.is_file():
         raise CheckpointError(f"{directory} has no {CONFIG}, so it is no adapter.")
     try:
-        values = read_json(file)
+        return read_json(file)
     except DataError as error:
         raise CheckpointError(str(error)) from error
-    return read_lora_config(values, str(file))
 
 
 def save_adapter(model: Model, directory: str | Path, name: str | None = None) -> None:

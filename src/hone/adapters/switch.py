@@ -87,7 +87,8 @@ class Adapters:
                 if path not in places:
                     weight_FE = frozen_weight(module, dtype)
                     places[path] = float_linear(weight_FE, module.bias)  # type: ignore[arg-type]
-            config = replace(config, quantization_config=None)
+            extra = {key: x for key, x in config.extra.items() if key != "quantization_config"}
+            config = replace(config, quantization_config=None, extra=extra)
         if base.tied:
             untied = self._untied(places)
             if untied:

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 import hone.quant  # noqa: F401 - makes quantized checkpoints readable
+from hone.adapters import load_adapter, merge, remove_adapters
 from hone.core.errors import CheckpointError, DataError, RequestError
 from hone.core.files import read_json
-from hone.core.hub import find_checkpoint
+from hone.engine.adapted import find_model
 from hone.engine.generate import Finished, GenerationResult, Generator, Stream, generate
 from hone.engine.invariance import RowCounts, safe_row_counts
 from hone.engine.sampling import SamplingParams
@@ -174,11 +175,13 @@ def load(
     device: str | torch.device = "cpu",
     exact: bool | None = None,
 ) -> LM:
-    """Read a checkpoint, quantized or not, or the checkpoint of a run.
+    """Read a checkpoint, quantized or not, the checkpoint of a run, or an adapter with its base.
+
+    An adapter is merged into a float base, and stays beside a quantized one.
 
     Args:
-        path: a Hugging Face directory of a model that continues or answers texts, a run of hone, or
-            a name on the hub such as ``hf://org/name``.
+        path: a Hugging Face directory of a model that continues or answers texts, a run of hone, a
+            LoRA adapter, or a name on the hub such as ``hf://org/name``.
         dtype: "float32", "bfloat16", "float16", or "auto": as stored, except that a processor
             without bfloat16 instructions computes 16-bit weights in float32, which loses nothing
             and is many times faster there.
@@ -195,12 +198,14 @@ def load(
     """
     if dtype not in _DTYPES:
         raise CheckpointError(f"dtype is {dtype!r}; choose one of {', '.join(_DTYPES)}.")
-    directory = find_checkpoint(path)
+    directory, adapter = find_model(path)
     config = load_config(directory)
     if dtype == "auto" and config.dtype != "float32" and preferred_dtype(device) == torch.float32:
         dtype = "float32"
-    tokenizer = Tokenizer.load(directory)
-    check_vocabulary(config, tokenizer.vocab_size, directory)
+    own = adapter is not None and (adapter / "tokenizer.json").is_file()
+    tokenizer = Tokenizer.load(adapter if adapter is not None and own else directory)
+    if adapter is None:
+        check_vocabulary(config, tokenizer.vocab_size, directory)
     answers = config.encoder is not None
     if not answers and not config.causal:
         raise CheckpointError(
@@ -214,12 +219,18 @@ def load(
         )
     model = load_model(directory, dtype, device, head="seq2seq" if answers else "causal")
     assert isinstance(model, CausalLM | Seq2SeqLM)
+    if adapter is not None:
+        load_adapter(model, adapter)
+        if config.quantization_config is None:
+            merge(model)
+            remove_adapters(model)
+        check_vocabulary(model.config, tokenizer.vocab_size, adapter)
     if exact is None:
         exact = config.parameter_count <= _EXACT_UP_TO
     generation = _generation_config(directory)
     end_ids = _end_ids(generation or {}, config, tokenizer)
     answer = answer_tokens(config, generation) if answers else None
-    return LM(directory, model.config, tokenizer, model, end_ids, exact, answer)
+    return LM(adapter or directory, model.config, tokenizer, model, end_ids, exact, answer)
 
 
 def _generation_config(directory: Path) -> dict[str, Any] | None:

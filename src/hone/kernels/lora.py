@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from hone.kernels.linear import joined, project
+from hone.kernels.linear import joined
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,8 @@ def lora_product(
     is computed in the dtype of ``x_NE``; gradients of the factors come in the factors' own.
 
     Args:
-        bases: layers whose weights are frozen.
+        bases: layers whose weights are frozen: ``nn.Linear``, or others with ``base_forward(x)``,
+            their product and bias outside of any graph, and ``base_backward(grad)``, its gradient.
         updates: of each; None for a layer that has none.
     """
     present = [update for update in updates if update is not None]
@@ -76,20 +77,13 @@ def lora_product(
     gains = [None if update is None else update.gain_F for update in updates]
     gain_F = _side_by_side(gains, widths, x_NE.new_ones)
 
-    weight_FE, base_NF = None, None
-    if all(type(base) is nn.Linear for base in bases):
-        weight_FE = joined([base.weight for base in bases])  # type: ignore[misc]
-    else:
-        base_NF = project(x_NE, bases)
-    plan = _Plan(tuple(places), present[0].dropout, len(stacked))
+    plan = _Plan(tuple(bases), tuple(places), present[0].dropout, len(stacked))
     factors = (*stacked, *(update.b_FR for update in present))
+    y_NF: Tensor = _LoraProduct.apply(x_NE, bias_F if gain_F is None else None, plan, *factors)
     if gain_F is None:
-        early_F = bias_F if base_NF is None else None  # these products have theirs already
-        y_NF: Tensor = _LoraProduct.apply(base_NF, x_NE, weight_FE, early_F, plan, *factors)
         return y_NF
-    if base_NF is not None and bias_F is not None:
-        base_NF = base_NF - bias_F
-    y_NF = _LoraProduct.apply(base_NF, x_NE, weight_FE, None, plan, *factors)
+    if bias_F is not None and not plan.linear:  # other layers have added theirs
+        y_NF = y_NF - bias_F
     y_NF = y_NF * gain_F.to(x_NE.dtype)
     return y_NF if bias_F is None else y_NF + bias_F
 
@@ -129,11 +123,48 @@ def _side_by_side(
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Where updates go: their columns of the outputs, the number of their A, and their scale."""
+    """The frozen layers, and where updates go: their columns of the outputs, the number of their A,
+    and their scale.
+    """
 
+    bases: tuple[nn.Module, ...]
     places: tuple[tuple[slice, int, float], ...]
     dropout: float
     stacked: int  # how many A there are
+
+    @property
+    def linear(self) -> bool:
+        """All layers are plain, so that their weights are one."""
+        return all(type(base) is nn.Linear for base in self.bases)
+
+    def product(self, x_NE: Tensor, bias_F: Tensor | None) -> Tensor:
+        """The bases' outputs side by side, in memory of their own.
+
+        Args:
+            bias_F: that of plain layers, if it is to be added; others add theirs.
+        """
+        if self.linear:
+            return functional.linear(x_NE, self._joined(), bias_F)
+        parts = [
+            base(x_NE) if isinstance(base, nn.Linear) else base.base_forward(x_NE)  # type: ignore[operator]
+            for base in self.bases
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def gradient(self, grad_NF: Tensor) -> Tensor:
+        """That of :meth:`product` by its inputs."""
+        if self.linear:
+            return grad_NF @ self._joined()
+        widths = [int(base.out_features) for base in self.bases]  # type: ignore[arg-type]
+        dx_NE = torch.zeros(())
+        for base, part_NF in zip(self.bases, grad_NF.split(widths, dim=1), strict=True):
+            linear = isinstance(base, nn.Linear)
+            own = part_NF @ base.weight if linear else base.base_backward(part_NF)  # type: ignore[operator]
+            dx_NE = dx_NE.add_(own) if dx_NE.ndim else own
+        return dx_NE
+
+    def _joined(self) -> Tensor:
+        return joined([base.weight for base in self.bases])  # type: ignore[misc]
 
 
 class _LoraProduct(torch.autograd.Function):
@@ -141,26 +172,10 @@ class _LoraProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        base: Tensor | None,
-        x: Tensor,
-        weight_FE: Tensor | None,
-        bias_F: Tensor | None,
-        plan: _Plan,
-        *factors: Tensor,
+        ctx: Any, x: Tensor, bias_F: Tensor | None, plan: _Plan, *factors: Tensor
     ) -> Tensor:
-        """Either ``weight_FE`` or its product ``base`` is given, which is written to.
-
-        It comes first because PyTorch takes the first gradient for that of what is written to.
-        """
         x_NE, dtype = x.reshape(-1, x.shape[-1]), x.dtype
-        if base is None:
-            assert weight_FE is not None
-            y = functional.linear(x, weight_FE, bias_F)
-        else:
-            ctx.mark_dirty(base)
-            y = base
-        y_NF = y.view(-1, y.shape[-1])
+        y_NF = plan.product(x_NE, bias_F)
         kept_NE, seen_NE = None, x_NE
         if plan.dropout:
             kept_NE = torch.empty_like(x_NE, dtype=torch.bool).bernoulli_(1 - plan.dropout)
@@ -172,9 +187,8 @@ class _LoraProduct(torch.autograd.Function):
             factor = scale / (1 - plan.dropout)
             y_NF[:, columns].addmm_(parts[number], b_FR.to(dtype).t(), alpha=factor)
         ctx.save_for_backward(x, u_NR, kept_NE, *factors)
-        # Frozen, so that nothing writes to it before the backward pass.
-        ctx.weight_FE, ctx.plan = weight_FE, plan
-        return y
+        ctx.plan = plan
+        return y_NF.view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
@@ -184,7 +198,8 @@ class _LoraProduct(torch.autograd.Function):
         every_a, every_b = factors[: plan.stacked], factors[plan.stacked :]
         x_NE, grad_NF = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
         dtype = x.dtype
-        wanted = ctx.needs_input_grad
+        wanted_x, wanted_a = ctx.needs_input_grad[0], ctx.needs_input_grad[3 : 3 + plan.stacked]
+        wanted_b = ctx.needs_input_grad[3 + plan.stacked :]
         ranks = [len(a_RE) for a_RE in every_a]
         g_NR = torch.zeros_like(u_NR)
         g_parts, u_parts = g_NR.split(ranks, dim=1), u_NR.split(ranks, dim=1)
@@ -192,31 +207,25 @@ class _LoraProduct(torch.autograd.Function):
         for i, (columns, number, scale) in enumerate(plan.places):
             factor, part_NF, b_FR = scale / (1 - plan.dropout), grad_NF[:, columns], every_b[i]
             g_parts[number].addmm_(part_NF, b_FR.to(dtype), alpha=factor)
-            if wanted[5 + plan.stacked + i]:
-                grads_b.append((part_NF.t() @ u_parts[number]).to(b_FR.dtype).mul_(factor))
-            else:
-                grads_b.append(None)
+            grad_FR = None
+            if wanted_b[i]:
+                grad_FR = (part_NF.t() @ u_parts[number]).to(b_FR.dtype).mul_(factor)
+            grads_b.append(grad_FR)
         grads_a: list[Tensor | None] = [None] * plan.stacked
-        if any(wanted[5 : 5 + plan.stacked]):
+        if any(wanted_a):
             seen_NE = x_NE if kept_NE is None else x_NE * kept_NE
-            grads_a = [
-                part.to(a_RE.dtype)
-                for part, a_RE in zip((g_NR.t() @ seen_NE).split(ranks), every_a, strict=True)
-            ]
+            parts = (g_NR.t() @ seen_NE).split(ranks)
+            grads_a = [part.to(a_RE.dtype) for part, a_RE in zip(parts, every_a, strict=True)]
             del seen_NE
-        dx_NE = None
-        if wanted[1]:
-            a_RE = _stack(every_a, dtype)
-            if ctx.weight_FE is None:
-                dx_NE = g_NR @ a_RE
-                dx_NE = dx_NE if kept_NE is None else dx_NE.mul_(kept_NE)
-            elif kept_NE is None:
-                dx_NE = (grad_NF @ ctx.weight_FE).addmm_(g_NR, a_RE)
+        dx = None
+        if wanted_x:
+            dx_NE, a_RE = plan.gradient(grad_NF), _stack(every_a, dtype)
+            if kept_NE is None:
+                dx_NE.addmm_(g_NR, a_RE)
             else:
-                dx_NE = (grad_NF @ ctx.weight_FE).add_((g_NR @ a_RE).mul_(kept_NE))
-            dx_NE = dx_NE.view(x.shape)
-        base = grad if wanted[0] else None
-        return base, dx_NE, None, None, None, *grads_a, *grads_b
+                dx_NE.add_((g_NR @ a_RE).mul_(kept_NE))
+            dx = dx_NE.view(x.shape)
+        return dx, None, None, *grads_a, *grads_b
 
 
 def _stack(every_a: Sequence[Tensor], dtype: torch.dtype) -> Tensor:

@@ -101,11 +101,19 @@ class Int8Linear(nn.Module):
         if torch.is_grad_enabled() and x.requires_grad:
             product: Tensor = _FrozenProduct.apply(x, self)
             return product
+        return self.base_forward(x)
+
+    def base_forward(self, x: Tensor) -> Tensor:
+        """:meth:`forward` inside another function's: without a graph."""
         if self.widen and x.device.type == "cpu":
             return functional.linear(x, self._wide(x.dtype), self.bias)
         x_MK = x.reshape(-1, self.in_features)
         y_MN = int8_linear(x_MK, self.weight, self.weight_scale, self.bias)
         return y_MN.view(*x.shape[:-1], self.out_features)
+
+    def base_backward(self, grad: Tensor) -> Tensor:
+        """The gradient of :meth:`base_forward` by ``x``."""
+        return grad @ self.dequantize(grad.dtype)
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """The weight ``[N, K]``, rounded once to ``dtype``."""
@@ -131,10 +139,9 @@ class _FrozenProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Int8Linear) -> Tensor:
         ctx.layer = layer
-        y: Tensor = layer(x)
-        return y
+        return layer.base_forward(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad @ ctx.layer.dequantize(grad.dtype), None
+        return ctx.layer.base_backward(grad), None

@@ -26,6 +26,10 @@ def find_checkpoint(path: str | Path, *, files: Sequence[str] = CHECKPOINT_FILES
         return path
     if (path / "checkpoint" / "config.json").is_file():
         return path / "checkpoint"
+    if (path / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{path} is an adapter and no whole model; make one with `hone merge {path} -o DIR`."
+        )
     if (path / "recipe.json").is_file():
         raise CheckpointError(
             f"{path} is a run whose model is not trained yet; finish it with the command that "

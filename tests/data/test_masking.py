@@ -8,7 +8,7 @@ from hone.core.errors import ConfigError
 from hone.data import IGNORED
 from hone.data.corpus import Corpus
 from hone.data.masking import Masked, choose_words
-from hone.data.pretraining import text_batches
+from hone.data.pretraining import DocumentPieces, TextSamples, text_batches
 from hone.data.words import TokenTexts
 from hone.text.tokenizer import Tokenizer
 
@@ -163,6 +163,14 @@ def test_masks_are_drawn_anew_each_epoch_and_the_same_when_asked_again():
     asked = [np.mean([one.at(e * epoch + s).n_trained for s in range(epoch)]) for e in (0, 1)]
     assert asked[0] == pytest.approx(asked[1], rel=0.1)
     assert not np.array_equal(one.at(0).labels_N, one.at(epoch).labels_N)
+
+
+def test_the_same_piece_is_masked_otherwise_in_the_next_epoch():
+    corpus = Corpus(text(50))
+    samples = TextSamples(corpus, DocumentPieces(corpus, 62, 0), task(), 0)
+    draws = [samples.draw(0, epoch) for epoch in range(4)]
+    assert len({tuple(draw.labels.tolist()) for draw in draws}) == 4
+    assert np.array_equal(samples.draw(0, 2).ids, draws[2].ids)
 
 
 def test_the_tokenizer_says_what_stands_around_a_text():

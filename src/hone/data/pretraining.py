@@ -116,15 +116,19 @@ class RandomWindows:
         _check_length(corpus, length, overlap)
         self._corpus, self._size, self._seed = corpus, length + overlap, seed
         self.sizes = np.full(count or len(corpus) // length, self._size, dtype=np.int64)
+        self._starts = lru_cache(maxsize=2)(self._draw_starts)
 
     def __repr__(self) -> str:
         return f"RandomWindows({self._size}, {len(self.sizes)}, {self._seed})"
 
     def piece(self, index: int, epoch: int) -> Tokens:
         """See :class:`Pieces`."""
-        last = len(self._corpus) - self._size
-        start = int(_random(self._seed, "window", epoch, index).integers(last + 1))
+        start = int(self._starts(epoch)[index])
         return self._corpus.ids[start : start + self._size]
+
+    def _draw_starts(self, epoch: int) -> Counts:
+        last = len(self._corpus) - self._size
+        return _random(self._seed, "windows", epoch).integers(last + 1, size=len(self.sizes))
 
 
 class DocumentPieces:

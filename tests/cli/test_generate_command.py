@@ -200,9 +200,10 @@ def test_a_model_without_a_template_cannot_chat(hone_command, model, tmp_path):
     assert "no chat template" in err.replace("\n", " ")
 
 
-def test_quantize_writes_a_smaller_model_that_generates(hone_command, model, tmp_path):
-    out = tmp_path / "int8"
-    code, text, _ = hone_command("quantize", model, "--method", "int8", "-o", out, "--json")
+@pytest.mark.parametrize("method", ["int8", "nf4"])
+def test_quantize_writes_a_smaller_model_that_generates(hone_command, model, tmp_path, method):
+    out = tmp_path / method
+    code, text, _ = hone_command("quantize", model, "--method", method, "-o", out, "--json")
     assert code == 0
     record = json.loads(text)
     assert record["bytes"] == (out / "model.safetensors").stat().st_size < record["bytes_before"]

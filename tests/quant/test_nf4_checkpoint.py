@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from hone.core.errors import CheckpointError, RequestError
 from hone.models import load_model, read_config, save_checkpoint
 from hone.models.heads import make_model
-from hone.quant import Nf4Linear, nf4_footprint, quantize_checkpoint, quantize_nf4_model
+from hone.quant import Nf4Linear, load_nf4, nf4_footprint, quantize_checkpoint, quantize_nf4_model
 
 IDS = torch.tensor([[1, 7, 30, 60, 5, 9, 11, 25]])
 SIZES = {"vocab_size": 61, "hidden_size": 64, "num_hidden_layers": 2, "initializer_range": 0.1}
@@ -106,9 +106,7 @@ def test_files_of_transformers_are_read_and_equal_ours(both, tmp_path):
 
 
 def test_what_is_quantized_while_it_is_loaded_equals_what_is_quantized_after(both):
-    loaded = load_model(
-        both[0], "float32", quantize=lambda model, kept: quantize_nf4_model(model, kept=kept)
-    )
+    loaded = load_nf4(both[0], "float32")
     after = load_model(both[0], "float32")
     quantize_nf4_model(after)
     assert loaded.state_dict().keys() == after.state_dict().keys()
@@ -122,15 +120,9 @@ def test_what_is_quantized_while_it_is_loaded_equals_what_is_quantized_after(bot
 def test_a_new_head_is_float_and_initialised(tmp_path):
     write_model(tmp_path / "float", "llama")
     quantize_checkpoint(tmp_path / "float", tmp_path / "nf4", "nf4")
-    for options in (
-        {"directory": tmp_path / "nf4"},
-        {
-            "directory": tmp_path / "float",
-            "quantize": lambda model, kept: quantize_nf4_model(model, kept=kept),
-        },
-    ):
+    for name in ("nf4", "float"):
         with pytest.warns(UserWarning, match="are new"):
-            model = load_model(head="classification", labels=("가", "나", "다"), **options)
+            model = load_nf4(tmp_path / name, head="classification", labels=("가", "나", "다"))
         assert type(model.score) is torch.nn.Linear
         assert 0 < model.score.weight.float().std() < 0.3
         assert sum(isinstance(module, Nf4Linear) for module in model.modules()) == 14

@@ -7,6 +7,7 @@ from torch import nn
 
 from hone.core.errors import CheckpointError
 from hone.models import load_model, make_model
+from hone.models.summary import summarise
 from hone.models.weights import quantized_layers
 from hone.quant import Nf4Linear, nf4_footprint, quantize_nf4_model
 
@@ -108,3 +109,11 @@ def test_the_frozen_base_takes_half_a_byte_per_weight(checkpoint):
     assert measured == found.bytes
     assert found.bytes / found.weights <= 0.53
     assert found.kept_bytes == float_bytes - 2 * weights
+
+
+def test_the_summary_counts_the_bytes_of_the_layers(checkpoint):
+    model = load_model(checkpoint, "bfloat16")
+    expected = summarise(model.config).weight_bytes["nf4"]
+    quantize_nf4_model(model)
+    found = nf4_footprint(model)
+    assert expected == found.bytes + found.kept_bytes

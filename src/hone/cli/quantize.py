@@ -21,7 +21,9 @@ def quantize(
     method: Annotated[Method, typer.Option(help="The number format of the weights.")] = Method.INT8,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Store a model's linear layers in a smaller number format; the rest becomes bfloat16.
+    """Store a model's linear layers in a smaller number format.
+
+    Experts, embeddings and the last layer become bfloat16.
 
     int8 has one scale per output, in the compressed-tensors format. nf4 has four bits and a
     constant per 64 weights, quantized in turn, in the format of bitsandbytes: what QLoRA trains on.

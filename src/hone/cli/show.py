@@ -44,7 +44,9 @@ def show(
     table.add_row()
     # float16 takes two bytes as well.
     kept = "bfloat16" if config.dtype == "float16" else config.dtype
-    kept = "int8" if config.quantization_config else kept
+    if config.quantization_config:
+        in_four_bits = config.quantization_config.get("load_in_4bit")
+        kept = "nf4" if in_four_bits else "int8"
     for name, size in summary.weight_bytes.items():
         mark = "  (as stored)" if name == kept else ""
         table.add_row(f"memory, {name}", f"{_size(size):>15}{mark}")

@@ -9,7 +9,7 @@ from hone.models.families import find_family
 from hone.models.heads import make_model
 from hone.models.meta import without_memory
 from hone.models.positions import Rotary
-from hone.models.weights import lies_turned, quantized_layers
+from hone.models.weights import four_bit_layers, lies_turned, quantized_layers
 
 BYTES = {"float32": 4, "bfloat16": 2}
 # Which part of a model a weight belongs to, by its name; the first that matches counts.
@@ -48,7 +48,7 @@ class ModelSummary:
         parameters: weights per part; tied ones count once, as embedding.
         active: weights that a token uses; fewer than all where there are experts.
         weight_bytes: of all weights per dtype; int8, where files can hold it, is the linear layers
-            with one scale per output, and the rest in bfloat16.
+            with one scale per output, nf4 those with double quantization, the rest in bfloat16.
         cache_bytes: that one more token of context takes, per dtype.
         state_bytes: of a sequence's state of constant size, in float32.
         features: what the architecture uses.
@@ -103,6 +103,10 @@ def summarise(config: ModelConfig) -> ModelSummary:
         # A scale of two bytes per output.
         spared = sum(layer.weight.numel() - 2 * layer.out_features for layer in layers)
         weight_bytes["int8"] = 2 * total - spared
+    weight_bytes["nf4"] = 2 * total - sum(
+        2 * layer.weight.numel() - _nf4_bytes(layer.weight.numel())
+        for layer in four_bit_layers(model).values()
+    )
     numbers = _cached_numbers(config)
     return ModelSummary(
         model_type=config.model_type,
@@ -115,6 +119,13 @@ def summarise(config: ModelConfig) -> ModelSummary:
         state_bytes=4 * _state_numbers(config),
         features=features(config),
     )
+
+
+def _nf4_bytes(weights: int) -> int:
+    """Of a layer with NF4 weights and double quantization; see ``hone.quant.nf4``."""
+    blocks = -(weights // -64)
+    levels_and_offset = 257
+    return -(weights // -2) + blocks + 4 * (-(blocks // -256) + levels_and_offset)
 
 
 def _part(name: str) -> str:

@@ -167,6 +167,18 @@ def quantized_layers(model: Model) -> dict[str, nn.Linear]:
     }
 
 
+def four_bit_layers(model: Model) -> dict[str, nn.Linear]:
+    """Those of :func:`quantized_layers` that four bits are enough for.
+
+    The last products of T5's blocks stay float: they are large, which is why transformers computes
+    them in float32 whatever the rest is in, and never quantizes them.
+    """
+    layers = quantized_layers(model)
+    if model.config.model_type != "t5":
+        return layers
+    return {name: layer for name, layer in layers.items() if not name.endswith(".down_proj")}
+
+
 def linear_layers(model: Model) -> dict[str, nn.Linear]:
     """Every float linear layer of ``model``, by name."""
     return {name: each for name, each in model.named_modules() if isinstance(each, nn.Linear)}

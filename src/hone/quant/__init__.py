@@ -9,7 +9,7 @@ from hone.quant import int8_checkpoint, nf4_checkpoint, nf4_layer
 from hone.quant.checkpoint import METHODS, quantize_checkpoint
 from hone.quant.int8 import Int8Linear, quantize_rows
 from hone.quant.nf4 import Nf4State, nf4_dequantize, nf4_linear, nf4_quantize
-from hone.quant.nf4_layer import Nf4Linear, nf4_footprint, quantize_nf4_model
+from hone.quant.nf4_layer import Nf4Linear, load_nf4, nf4_footprint, quantize_nf4_model
 
 register_quantization(int8_checkpoint.QUANT_METHOD, int8_checkpoint.replace_layers)
 register_quantization(nf4_layer.QUANT_METHOD, nf4_checkpoint.replace_layers, nf4_checkpoint.decoder)
@@ -19,6 +19,7 @@ __all__ = [
     "Int8Linear",
     "Nf4Linear",
     "Nf4State",
+    "load_nf4",
     "nf4_dequantize",
     "nf4_footprint",
     "nf4_linear",

@@ -12,11 +12,10 @@ from hone.core.files import atomic_dir, read_json, write_json
 from hone.models import Model, load_config, load_model
 from hone.models.checkpoint import dtype_name, save_weights
 from hone.models.sentence import copy_sentence_files
-from hone.models.weights import quantized_layers
+from hone.models.weights import four_bit_layers, quantized_layers
 from hone.quant.int8_checkpoint import int8_settings, int8_tensors
 from hone.quant.kept import KEPT_DTYPE, float_tensors
 from hone.quant.nf4_checkpoint import nf4_file_settings, nf4_tensors
-from hone.quant.nf4_layer import nf4_layers
 
 _WEIGHTS = "model.safetensors"
 _WEIGHT_FILES = (
@@ -45,7 +44,7 @@ class _Method(NamedTuple):
 
 METHODS = {
     "int8": _Method(quantized_layers, int8_tensors, int8_settings),
-    "nf4": _Method(nf4_layers, nf4_tensors, nf4_file_settings),
+    "nf4": _Method(four_bit_layers, nf4_tensors, nf4_file_settings),
 }
 
 

@@ -20,7 +20,14 @@ from hone.models import Model, find_family
 from hone.models.checkpoint import dtype_name
 from hone.models.filling import Decode
 from hone.models.rules import Rule
-from hone.models.weights import Place, known_name, linear_layers, own_tensors, places
+from hone.models.weights import (
+    Place,
+    four_bit_layers,
+    known_name,
+    linear_layers,
+    own_tensors,
+    places,
+)
 from hone.quant.kept import float_layers
 from hone.quant.nf4 import (
     BLOCK,
@@ -32,7 +39,7 @@ from hone.quant.nf4 import (
     layout,
     nf4_quantize,
 )
-from hone.quant.nf4_layer import QUANT_METHOD, Nf4Linear, check_finite, nf4_layers, nf4_settings
+from hone.quant.nf4_layer import QUANT_METHOD, Nf4Linear, check_finite, nf4_settings
 
 _TENSOR = re.compile(r"(.+)\.weight(?:\.(\w+|quant_state\.bitsandbytes__\w+))?")
 _JSON = "quant_state.bitsandbytes__nf4"
@@ -212,7 +219,7 @@ def _offset(name: str, tensor: Tensor, layer: _Layer) -> Tensor | None:
 
 def nf4_file_settings(model: Model) -> dict[str, Any]:
     """``quantization_config`` of the NF4 files of a float ``model``."""
-    skipped = float_layers(model, nf4_layers(model))
+    skipped = float_layers(model, four_bit_layers(model))
     # transformers makes linear layers of stacked experts, or has, depending on its version.
     tensors = own_tensors(model)
     for name in places(find_family(model.config.model_type), model.config, tensors):
@@ -228,8 +235,7 @@ def nf4_tensors(model: Model) -> dict[str, Tensor]:
     Raises:
         CheckpointError: a weight holds NaN or infinity.
     """
-    linears = linear_layers(model)
-    layers = {name: linears[name] for name in nf4_layers(model)}
+    layers = four_bit_layers(model)
     weights = {f"{name}.weight": layer.weight.detach() for name, layer in layers.items()}
     described, found = _layers(model, layers), dict[str, Tensor]()
     for name, place in places(find_family(model.config.model_type), model.config, weights).items():

@@ -3,16 +3,18 @@
 Shapes: M rows of activations, K inputs, N outputs.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from hone.core.errors import CheckpointError
-from hone.models import Model
-from hone.models.weights import own_tensors, quantized_layers
+from hone.models import Head, Model, load_config, load_model
+from hone.models.weights import four_bit_layers, own_tensors
 from hone.quant.nf4 import (
     Nested,
     Nf4State,
@@ -165,18 +167,6 @@ def nf4_settings(double: bool = True, skipped: Collection[str] = ()) -> dict[str
     }
 
 
-def nf4_layers(model: Model) -> list[str]:
-    """The layers of ``model`` that are quantized, by name.
-
-    Those of ``hone.models.weights.quantized_layers``, but that T5's last products stay float: they
-    exceed short floats, so that transformers computes them in float32 always.
-    """
-    names = list(quantized_layers(model))
-    if model.config.model_type == "t5":
-        return [name for name in names if not name.endswith(".down_proj")]
-    return names
-
-
 def check_finite(state: Nf4State) -> None:
     """Refuse a weight with NaN or infinity, which would spread to all blocks.
 
@@ -191,7 +181,7 @@ def check_finite(state: Nf4State) -> None:
 def quantize_nf4_model(model: Model, double: bool = True, kept: Collection[str] = ()) -> None:
     """Turn the linear layers of ``model`` into :class:`Nf4Linear`, one after another, in place.
 
-    Those of :func:`nf4_layers`; stacked experts, embeddings, routers and the
+    Those of ``hone.models.weights.four_bit_layers``; stacked experts, embeddings, routers and the
     last layer of a head stay as they are. On the meta device, the layers are there to be filled.
 
     Args:
@@ -201,7 +191,7 @@ def quantize_nf4_model(model: Model, double: bool = True, kept: Collection[str] 
     Raises:
         CheckpointError: a weight holds NaN or infinity.
     """
-    for name in [name for name in nf4_layers(model) if name not in kept]:
+    for name in [name for name in four_bit_layers(model) if name not in kept]:
         parent, _, child = name.rpartition(".")
         owner = model.get_submodule(parent)
         try:
@@ -209,6 +199,33 @@ def quantize_nf4_model(model: Model, double: bool = True, kept: Collection[str] 
         except CheckpointError as error:
             raise CheckpointError(f"{name!r}: {error}") from error
     model.config = replace(model.config, quantization_config=nf4_settings(double))
+
+
+def load_nf4(
+    directory: str | Path,
+    dtype: str | torch.dtype = "auto",
+    device: torch.device | str = "cpu",
+    head: Head | None = None,
+    labels: Sequence[str] | None = None,
+    double: bool = True,
+) -> Model:
+    """Read a float checkpoint into a model with NF4 layers; see ``hone.models.load_model``.
+
+    Each weight is quantized as soon as it is read: the float model never exists. What a checkpoint
+    holds in NF4 already is read as it is.
+
+    Args:
+        double: quantize the magnitudes of the blocks too.
+    """
+    stored = load_config(directory, head).quantization_config
+    if stored is not None and stored.get("quant_method") == QUANT_METHOD:
+        return load_model(directory, dtype, device, head, labels)
+    quantize = partial(_quantize_but, double=double)
+    return load_model(directory, dtype, device, head, labels, quantize)
+
+
+def _quantize_but(model: Model, kept: Collection[str], double: bool) -> None:
+    quantize_nf4_model(model, double, kept)
 
 
 def _nf4(linear: nn.Linear, double: bool) -> Nf4Linear:

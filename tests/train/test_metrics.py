@@ -24,6 +24,19 @@ def test_lines_after_the_checkpoint_are_cut(tmp_path):
         assert path.stat().st_size == 0
 
 
+def test_the_lines_that_were_kept_can_be_read(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with MetricsLog(path) as log:
+        log.write({"step": 1, "name": "가"})
+        kept = log.sync()
+        log.write({"step": 2})
+    with MetricsLog(path, kept) as log:
+        assert log.records() == [{"step": 1, "name": "가"}]
+        path.write_bytes(b"x" * kept)
+        with pytest.raises(CheckpointError, match=r"was changed since .*--fresh"):
+            log.records()
+
+
 def test_a_file_that_became_shorter_is_noticed(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("{}\n")

@@ -45,7 +45,9 @@ def take(batch, config=CONFIG, dtype=torch.float32, counters=None, model=None):
 def test_micro_batches_change_nothing(parts):
     batch = tiny_batches(600).at(0)
     whole, _ = take(batch)
-    cut, counters = take(batch, replace(CONFIG, micro_batches=parts))
+    model = Counted()
+    cut, counters = take(batch, replace(CONFIG, micro_batches=parts), model=model)
+    assert model.calls == parts
     for name, gradient in whole.items():
         assert torch.allclose(gradient, cut[name], atol=1e-6, rtol=1e-4), name
     assert counters.trained_tokens == batch.n_trained

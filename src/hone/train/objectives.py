@@ -45,10 +45,11 @@ class SummedLoss:
     ) -> float:
         """See :class:`Objective`."""
         loss_of = cast(Callable[[TensorBatch], Tensor], model.packed_loss)
-        total = 0.0
+        losses = []
         for part in parts:
             loss = loss_of(part)
             (loss / divisor).backward()
             after_part()
-            total += loss.item()
-        return total
+            losses.append(loss.detach())
+        # Read at the end: a device has its next part before it is asked how the last one went.
+        return sum((loss.item() for loss in losses), 0.0)

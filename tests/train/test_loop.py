@@ -126,13 +126,15 @@ def test_dropout_goes_on_where_it_was(tmp_path):
     class Noisy(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.inner = tiny_model()
+            self.inner, self.drawn = tiny_model(), []
 
         def packed_loss(self, batch):
-            return self.inner.packed_loss(batch) * (0.5 + torch.rand(()))
+            self.drawn.append(torch.rand(()))
+            return self.inner.packed_loss(batch) * (0.5 + self.drawn[-1])
 
     whole, parts = Noisy(), Noisy()
     train(whole, tiny_batches(), CONFIG, tmp_path / "whole")
+    assert len(set(map(float, whole.drawn))) == len(whole.drawn) == 24
     with pytest.raises(Stop):
         train(parts, tiny_batches(), CONFIG, tmp_path / "parts", on_step=stop_at(8))
     parts = Noisy()

@@ -38,7 +38,7 @@ def find_model(path: str | Path) -> tuple[Path, Path | None]:
         CheckpointError: there is none, or the adapter's base is not to be found.
     """
     path = resolve(path)
-    adapter = next((x for x in (path, path / "checkpoint") if is_adapter(x)), None)
+    adapter = next((x for x in (path, path / "adapter") if is_adapter(x)), None)
     if adapter is None:
         return find_checkpoint(path), None
     base = read_adapter_config(adapter).base

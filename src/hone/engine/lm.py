@@ -228,6 +228,8 @@ def load(
     if exact is None:
         exact = config.parameter_count <= _EXACT_UP_TO
     generation = _generation_config(directory)
+    if adapter is not None:  # it may have been trained to end its answers otherwise
+        generation = _generation_config(adapter) or generation
     end_ids = _end_ids(generation or {}, config, tokenizer)
     answer = answer_tokens(config, generation) if answers else None
     return LM(adapter or directory, model.config, tokenizer, model, end_ids, exact, answer)

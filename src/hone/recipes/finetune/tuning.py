@@ -266,7 +266,7 @@ class Tuning:
         quantize = None
         if self.choices["method"] == "qlora":
 
-            def quantize(model: Model, kept: Collection[str]) -> None:
+            def quantize(model: "Model", kept: Collection[str]) -> None:
                 hone.quant.quantize_nf4_model(model, kept=kept)
 
         full = for_training and self.choices["method"] == "full"
@@ -323,7 +323,9 @@ class Tuning:
         from hone.train import Contrastive, Expected, TrainConfig, train
 
         if not (folder / "checkpoints").exists():
-            shutil.rmtree(self.result, ignore_errors=True)
+            # Until this training ends there is no model, and least of all an older one.
+            for name in (CHECKPOINT, ADAPTER):
+                shutil.rmtree(self.out / name, ignore_errors=True)
         choices, options = self.choices, self.options
         model = self._load(for_training=True)
         if choices["method"] != "full":

@@ -7,6 +7,7 @@ Where the whole conversation writes an answer in another way than its own render
 drop the thinking of earlier turns), every answer is rendered on its own.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -127,7 +128,7 @@ class Conversations:
         else:
             found = self._differences(messages, tools, wanted)
         for rendered, indices in zip(found, _shared(wanted, len(found)), strict=True):
-            self._check_calls(rendered, [messages[index] for index in indices])
+            self._check_written(rendered, [messages[index] for index in indices])
         return found
 
     @cached_property
@@ -162,17 +163,31 @@ class Conversations:
     @cached_property
     def _signs(self) -> tuple[str, ...]:
         """The spellings of the tokens with which a turn may end."""
-        written = self.tokenizer.backend.get_added_tokens_decoder().values()
-        return tuple(token.content for token in written if token.content[-1:] > " ")
+        spelled = map(self.tokenizer.id_to_token, sorted(self.tokenizer.special_ids))
+        return tuple({*filter(None, spelled), *filter(None, [self.tokenizer.eos_token])})
 
     def _render(
         self, messages: Messages, tools: Tools, prompt: bool, variables: Mapping[str, Any]
     ) -> str:
         return self._template(tools).render(
-            self._folded(messages), tools, add_generation_prompt=prompt, **variables
+            self._fitted(messages), tools, add_generation_prompt=prompt, **variables
         )
 
-    def _folded(self, messages: Messages) -> Messages:
+    @cached_property
+    def _joins_arguments(self) -> bool:
+        """Whether the template joins a call's arguments to a text, so that they must be JSON."""
+        for messages, as_text in ((_PROBE, False), (_with_json_arguments(_PROBE), True)):
+            try:
+                self._template(_PROBE_TOOLS).render(messages, _PROBE_TOOLS)
+            except RequestError:
+                continue
+            return as_text
+        return False
+
+    def _fitted(self, messages: Messages) -> Messages:
+        """``messages`` in the form that this template reads."""
+        if any(item.get("tool_calls") for item in messages) and self._joins_arguments:
+            messages = _with_json_arguments(messages)
         if len(messages) < 2 or messages[0].get("role") != "system" or not self.folds_system:
             return messages
         system, first, *rest = messages
@@ -183,12 +198,12 @@ class Conversations:
     def _marked(
         self, template: ChatTemplate, messages: Messages, tools: Tools, wanted: Sequence[int]
     ) -> Rendered:
-        text, spans = template.render_marked(self._folded(messages), tools)
+        text, spans = template.render_marked(self._fitted(messages), tools)
 
         def blocks_before(index: int) -> int:
             if index == 0:
                 return 0
-            return len(template.render_marked(self._folded(messages[:index]), tools)[1])
+            return len(template.render_marked(self._fitted(messages[:index]), tools)[1])
 
         answers = [index for index, item in enumerate(messages) if item["role"] == "assistant"]
         if list(wanted) != answers:
@@ -212,32 +227,107 @@ class Conversations:
                     "The chat template asks for an answer in another way than it writes one, so "
                     "that training would not fit serving; give another template."
                 )
-            end = self._end(text, len(start))
-            if end == len(start):
+            if not text[len(start) :].strip():
                 raise RequestError("The chat template writes nothing of an answer.")
+            followed = self._followed(messages, tools) if last else whole
+            text, end = self._ended(text, len(start), followed)
             alone.append(Rendered(text, ((len(start), end),), prompted=True))
-            stable = stable and whole[:end] == text[:end]
+            stable = stable and (last or whole[:end] == text[:end])
         if not stable:
             return alone
-        return [Rendered(whole, tuple(item.spans[0] for item in alone), prompted=True)]
+        return [Rendered(alone[-1].text, tuple(item.spans[0] for item in alone), prompted=True)]
 
-    def _end(self, text: str, start: int) -> int:
-        """Where the answer that begins at ``start`` ends: with the token that ends its turn.
+    def _followed(self, messages: Messages, tools: Tools) -> str:
+        """The conversation with a question behind it; nothing where the template refuses that."""
+        try:
+            return self.text([*messages, {"role": "user", "content": "a"}], tools)
+        except RequestError:
+            return ""
 
-        What a template writes behind that token (a line feed, mostly) comes after serving stopped.
+    def _ended(self, text: str, start: int, followed: str) -> tuple[str, int]:
+        """Where the answer from ``start`` on ends, together with the token that ends its turn.
+
+        What a template writes behind that token (a line feed, or the end of the whole conversation)
+        comes after serving stopped. Where it writes none, what begins the next turn ends this one;
+        or else the end token does, which is put there.
+
+        Args:
+            text: it ends with the answer.
+            followed: the same with more turns.
         """
-        end = max(start, len(text.rstrip()))
-        return end if text.endswith(self._signs, start, end) else len(text)
+        shared = self._shared(text, followed)
+        place = len(text[:shared].rstrip())
+        if self._ends_with_sign(text, start, place) and self._only_signs(text[shared:]):
+            return text, place
+        place = len(text.rstrip())
+        if self._ends_with_sign(text, start, place):
+            return text, place
+        behind = followed[len(text) :] if followed.startswith(text) else ""
+        sign = max((s for s in self._signs if behind.startswith(s)), key=len, default="")
+        if not sign:
+            if self.tokenizer.eos_token is None:
+                raise RequestError(
+                    "The chat template ends no answer with a token of its own, and the tokenizer "
+                    "has no end token (eos_token) for it."
+                )
+            text, sign = text[:place], self.tokenizer.eos_token
+        return text + sign, len(text + sign)
 
-    def _check_calls(self, rendered: Rendered, messages: Messages) -> None:
-        """A template that knows no tools leaves calls out without a word."""
+    def _shared(self, text: str, other: str) -> int:
+        """How far two texts are the same, up to a whole sign."""
+        if other.startswith(text):
+            return len(text)
+        both = zip(text, other, strict=False)
+        end = next((at for at, (a, b) in enumerate(both) if a != b), len(other))
+        longest = max(map(len, self._signs), default=0)
+        for start in range(max(end - longest, 0), end):
+            if any(text.startswith(s, start) and start + len(s) > end for s in self._signs):
+                return start
+        return end
+
+    def _ends_with_sign(self, text: str, start: int, end: int) -> bool:
+        return end > start and text.endswith(self._signs, start, end)
+
+    def _only_signs(self, text: str) -> bool:
+        while text := text.strip():
+            sign = max((s for s in self._signs if text.startswith(s)), key=len, default="")
+            if not sign:
+                return False
+            text = text[len(sign) :]
+        return True
+
+    def _check_written(self, rendered: Rendered, messages: Messages) -> None:
+        """Templates leave out what they do not know (calls, a content that is text) in silence."""
         written = "".join(rendered.text[start:end] for start, end in rendered.spans)
         for message in messages:
+            # What stands before it is the template's to arrange.
+            if message["content"].rpartition("</think>")[2].strip() not in written:
+                raise RequestError(
+                    "The chat template does not write an answer as it is given; give one that does."
+                )
             for call in message.get("tool_calls", ()):
                 if call["function"]["name"] not in written:
                     raise RequestError(
                         "The chat template does not write tool calls; give one that does."
                     )
+
+
+def _with_json_arguments(messages: Messages) -> list[dict[str, Any]]:
+    """Calls as OpenAI's clients write them."""
+    made = []
+    for message in messages:
+        calls = [
+            {
+                **call,
+                "function": {
+                    **call["function"],
+                    "arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False),
+                },
+            }
+            for call in message.get("tool_calls") or ()
+        ]
+        made.append({**message, **({"tool_calls": calls} if calls else {})})
+    return made
 
 
 def default_template(tokenizer: Tokenizer) -> str:

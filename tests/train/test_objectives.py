@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from hone.core.seeds import rng
 from hone.data import IGNORED, PackedBatches, Sample
@@ -212,3 +213,37 @@ def test_similarities(tmp_path):
     model = tiny("bert", 500, head="embedding", embedding_pooling="mean")
     found = losses(model, PackedBatches(samples, 800, 0), tmp_path, 30)
     assert found[-1] < 0.3 * found[0]
+
+
+@pytest.mark.parametrize("objective", ["masked", "contrastive"])
+def test_what_is_drawn_anew_is_drawn_alike_after_a_stop(objective, tmp_path):
+    """Over several epochs, so that other masks or other negatives would show in the weights."""
+    tokenizer = Tokenizer.train([KOREAN], 400)
+    sentences = korean_lines(tokenizer)
+    if objective == "masked":
+        corpus = Corpus.of(sentences)
+        batches = text_batches(corpus, Masked(399, 399), 32, 150, 0, cut="documents")
+    else:
+        batches = PackedBatches([Sample(ids[:4], source=ids[4:]) for ids in sentences], 100, 0)
+    assert batches.batches_per_epoch < 5
+
+    class Stop(Exception):
+        pass
+
+    def run(folder, stop=None):
+        def on_step(counters):
+            if counters.step == stop:
+                raise Stop
+
+        head = "embedding" if objective == "contrastive" else "masked"
+        model = tiny("bert", 400, head=head)
+        config = TrainConfig(steps=12, checkpoint_every=4, micro_batches=2, precision="fp32")
+        contrastive = Contrastive() if objective == "contrastive" else None
+        train(model, batches, config, tmp_path / folder, objective=contrastive, on_step=on_step)
+        return model
+
+    whole = run("whole")
+    with pytest.raises(Stop):
+        run("parts", stop=7)
+    for a, b in zip(whole.parameters(), run("parts").parameters(), strict=True):
+        assert torch.equal(a, b)

@@ -102,8 +102,8 @@ class Following:
             )
             self._trackers = list(trackers)
             for tracker in self._trackers:
-                stack.callback(tracker.close)
                 tracker.begin(self._metrics.records())
+                stack.callback(tracker.close)
             self._bar = stack.enter_context(
                 progress(label, config.steps, "steps", done=counters.step)
             )

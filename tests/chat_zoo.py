@@ -1,6 +1,7 @@
 """Tokenizers with chat templates as published models have them, in structure if not in words."""
 
 import json
+from functools import cache
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -91,6 +92,24 @@ MARKED = """
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}
 """
 
+# An answer ends where the next turn begins.
+GLM = """
+{{- '[gMASK]' }}
+{%- for m in messages %}
+    {%- set role = 'observation' if m.role == 'tool' else m.role %}
+    {{- '<|' + role + '|>\\n' + m.content }}
+    {%- for call in m.tool_calls or [] %}
+        {{- call.function.name + call.function.arguments }}
+    {%- endfor %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}
+"""
+# The whole conversation has an end of its own.
+PHI3 = """
+{%- for m in messages %}{{ '<|' + m.role + '|>\\n' + m.content + '<|end|>\\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}
+"""
+
 # name: (template, tokens, bos, eos, kind of tokenizer, what ends a turn)
 ZOO = {
     "chatml": (CHATML, ["<|im_start|>", "<|im_end|>"], None, "<|im_end|>", "bytes", "<|im_end|>"),
@@ -112,12 +131,36 @@ ZOO = {
     ),
     "mistral": (MISTRAL, ["<s>", "</s>", "[INST]", "[/INST]"], "<s>", "</s>", "pieces", "</s>"),
     "qwen": (QWEN, ["<|im_start|>", "<|im_end|>"], None, "<|im_end|>", "bytes", "<|im_end|>"),
+    "glm": (
+        GLM,
+        ["<|endoftext|>", "[gMASK]", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"],
+        None,
+        "<|endoftext|>",
+        "bytes",
+        "<|user|>",
+    ),
+    "phi3": (
+        PHI3,
+        ["<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"],
+        None,
+        "<|endoftext|>",
+        "bytes",
+        "<|end|>",
+    ),
     "marked": (MARKED, ["<|im_start|>", "<|im_end|>"], None, "<|im_end|>", "bytes", "<|im_end|>"),
 }
 
 
 def make_chat_tokenizer(name: str) -> Tokenizer:
-    template, tokens, bos, eos, kind, _ = ZOO[name]
+    template, _, bos, eos, _, _ = ZOO[name]
+    config = {"eos_token": eos, "tokenizer_class": "PreTrainedTokenizerFast"}
+    backend = tokenizers.Tokenizer.from_str(_trained(name))
+    return Tokenizer(backend, config | ({"bos_token": bos} if bos else {}), template)
+
+
+@cache
+def _trained(name: str) -> str:
+    _, tokens, _, _, kind, _ = ZOO[name]
     backend = tokenizers.Tokenizer(models.BPE(byte_fallback=kind == "pieces", unk_token=None))
     alphabet = []
     if kind == "bytes":
@@ -146,14 +189,12 @@ def make_chat_tokenizer(name: str) -> Tokenizer:
         show_progress=False,
     )
     backend.train_from_iterator(CORPUS, trainer)
-    if pieces:  # they are spelled as tokens in a file, and are none of a text's
-        described = json.loads(backend.to_str())
-        described["added_tokens"] = [
-            token for token in described["added_tokens"] if token["content"] in tokens
-        ]
-        backend = tokenizers.Tokenizer.from_str(json.dumps(described))
-    config = {"eos_token": eos, "tokenizer_class": "PreTrainedTokenizerFast"}
-    return Tokenizer(backend, config | ({"bos_token": bos} if bos else {}), template)
+    described = json.loads(backend.to_str())
+    # Bytes are spelled as tokens in a file, and are none of a text's.
+    described["added_tokens"] = [
+        token for token in described["added_tokens"] if token["content"] in tokens
+    ]
+    return json.dumps(described)
 
 
 def oracle_of(tokenizer: Tokenizer):

@@ -87,8 +87,10 @@ def test_the_ids_are_those_of_serving(name):
         first = next(i for i, label in enumerate(sample.labels) if label != IGNORED) + 1
         assert ids[:first] == writer.prompt_ids(MESSAGES[: 1 if sample is samples[0] else 3])
         if len(samples) == 1:
-            assert ids == expected[: len(ids)]
-            assert writer.tokenizer.decode(expected[len(ids) :], False).strip() == ""
+            behind = 1 if name == "glm" else 0  # what begins the next turn ends the last
+            assert ids[: len(ids) - behind] == expected[: len(ids) - behind]
+            rest = writer.tokenizer.decode(expected[len(ids) :], False).strip()
+            assert rest == ("<|endoftext|>" if name == "phi3" else "")
 
 
 @pytest.mark.parametrize("name", ZOO)

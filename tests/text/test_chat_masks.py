@@ -1,6 +1,8 @@
 """Which characters and tokens of a conversation are the assistant's."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from chat_zoo import MARKED, ZOO, make_chat_tokenizer, oracle_of
@@ -66,7 +68,8 @@ def test_only_what_changes_an_answer_takes_a_text_per_answer(zoo):
     name, writer = zoo
     found = writer.answers(PLAIN, None, [1, 3])
     assert len(found) == (2 if name == "qwen" else 1)
-    assert found[-1].text == writer.text(PLAIN)
+    behind = "<|user|>" if name == "glm" else ""
+    assert found[-1].text == writer.text(PLAIN) + behind
     # With one question there is nothing that a later one would change.
     assert len(writer.answers(PLAIN[:2], None, [1])) == 1
 
@@ -140,6 +143,95 @@ def test_calls_of_tools_are_the_assistants():
         for text in found
     )
     assert not any("맑음" in text for text in found)
+
+
+def test_an_answer_ends_where_the_next_turn_begins_or_with_the_end_token():
+    writer = Conversations(make_chat_tokenizer("glm"))
+    found = writer.answers(CALLS, TOOLS, [1, 3])
+    assert texts_of(found) == ['weather{"city": "부산"}<|observation|>', "맑아요.<|user|>"]
+    bare = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    bare += "{% if add_generation_prompt %}assistant:{% endif %}"
+    writer = Conversations(make_chat_tokenizer("chatml"), bare)
+    found = writer.answers(PLAIN, None, [1, 3])
+    assert texts_of(found) == [
+        " 12명 😀.<|im_end|>", " 네, 1,234.\n\n  Don't ask.<|im_end|>"
+    ]  # fmt: skip
+    assert found[1].text.startswith("user: 서울에 사는 고객은 몇 명이야?\nassistant: 12명 😀.\n")
+    writer.tokenizer.eos_token = None
+    with pytest.raises(RequestError, match="ends no answer with a token of its own"):
+        Conversations(writer.tokenizer, bare.replace("user", "")).answers(
+            [{"role": "user", "content": "a"}, PLAIN[1]], None, [1]
+        )
+
+
+def test_a_content_that_is_left_out_is_found_out():
+    parts = "{% for m in messages %}<{{ m.role }}>{% for p in m.content %}{{ p.text }}{% endfor %}"
+    parts += "<|im_end|>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    with pytest.raises(RequestError, match="does not write an answer as it is given"):
+        Conversations(make_chat_tokenizer("chatml"), parts).answers(PLAIN, None, [1])
+
+
+def published_templates():
+    trl = pytest.importorskip("trl")
+    return sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
+
+
+def with_tokens_of(source):
+    """A tokenizer that has the special tokens of a template."""
+    tokens = set(re.findall(r"<\|[^|\s]+\|>|<｜[^｜]+｜>|<[a-z]+_of_[a-z]+>|<[a-z]*\|>", source))
+    tokenizer = make_chat_tokenizer("chatml")
+    tokenizer.backend.add_special_tokens(sorted(tokens))
+    config = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+    return Tokenizer(tokenizer.backend, config, source)
+
+
+def test_published_templates_mark_what_transformers_marks():
+    count = 0
+    for file in published_templates():
+        source = file.read_text()
+        if not ChatTemplate(source).marks_answers:
+            continue
+        writer = Conversations(with_tokens_of(source))
+        oracle = oracle_of(writer.tokenizer)
+        for messages, tools in ((PLAIN, None), (CALLS, TOOLS)):
+            try:
+                (found,) = writer.answers(messages, tools, answers_of(messages))
+            except RequestError:
+                continue
+            (encoded,) = OffsetEncoder(writer.tokenizer).encode_batch([found.text])
+            tokens = {token for span in found.spans for token in encoded.tokens_of(span)}
+            expected = oracle.apply_chat_template(
+                messages, tools=tools, return_assistant_tokens_mask=True, return_dict=True
+            )
+            assert encoded.ids == expected["input_ids"], file.name
+            assert [int(t in tokens) for t in range(len(encoded.ids))] == expected[
+                "assistant_masks"
+            ], file.name
+            count += 1
+    assert count > 20
+
+
+def test_published_templates_are_followed_or_refused():
+    followed, refused = 0, []
+    for file in published_templates():
+        source = file.read_text()
+        writer = Conversations(with_tokens_of(source))
+        if ChatTemplate(source).marks_answers:
+            continue
+        try:
+            found = writer.answers(PLAIN, None, [1, 3])
+        except RequestError:
+            refused.append(file.name)
+            continue
+        followed += 1
+        for text, message in zip(texts_of(found), (PLAIN[1], PLAIN[3]), strict=True):
+            ids = writer.tokenizer.encode(text)
+            assert ids[-1] in writer.tokenizer.special_ids, file.name
+            assert message["content"] in text, file.name
+            assert PLAIN[2]["content"].strip() not in text, file.name
+    assert followed > 20
+    # Thinking that is asked for and not there, and templates for pictures.
+    assert all(re.match("deepseek|nemotron|idefics|llava|smolvlm", name) for name in refused)
 
 
 def test_a_template_that_leaves_calls_out_is_found_out():

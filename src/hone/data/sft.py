@@ -52,7 +52,7 @@ class Report:
         trained: positions with a label, of all samples.
         truncated, dropped: reasons, with how often and where first. A dropped one is an answer, or
             an example without any.
-        ends: how many answers end with each token; serving must stop at these.
+        ends: how many answers end with each special token; serving must stop at these.
     """
 
     examples: int = 0
@@ -197,6 +197,7 @@ class _Tokeniser:
         self.writer, self.max_length, self.train_on = writer, max_length, train_on
         self.tokenizer = writer.tokenizer
         self.encoder = OffsetEncoder(self.tokenizer)
+        self._special = {*self.tokenizer.special_ids, self.tokenizer.eos_id}
         self.samples: list[Sample] = []
         self.report = Report()
 
@@ -373,7 +374,15 @@ class _Tokeniser:
         self.report.lengths.append(sample.length)
         self.report.trained += trained
         if ends:
-            self.report.ends[sample.labels[-1]] += 1
+            self.report.ends.update(self._ends(sample))
+
+    def _ends(self, sample: Sample) -> Iterator[int]:
+        """The special token with which each answer ends, but for what a template adds to it."""
+        labels = sample.labels
+        for at in range(len(labels)):
+            if labels[at] != IGNORED and (at + 1 == len(labels) or labels[at + 1] == IGNORED):
+                tail = reversed(labels[max(at - 2, 0) : at + 1])
+                yield from islice((i for i in tail if i in self._special), 1)
 
     def _drop(self, reason: str, line: int) -> None:
         self._count(self.report.dropped, reason, line)

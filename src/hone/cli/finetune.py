@@ -77,6 +77,7 @@ def finetune(
     from rich.console import Console
 
     from hone.core.config import override, parse
+    from hone.parallel import join_processes
     from hone.plan.devices import read_size
     from hone.recipes.finetune import FinetuneOptions, Tuning
 
@@ -96,12 +97,15 @@ def finetune(
     given = override({k: v for k, v in given.items() if v is not None}, assignments or ())
     options = parse(FinetuneOptions, given, "hone finetune")
     folder = out if out is not None else Path("runs") / _name(model, data)
-    tuning = Tuning(options, folder)
-    console = Console(stderr=True)
-    _show_choices(tuning, console)
-    if dry_run:
-        return
-    tuning.run(fresh=fresh)
+    with join_processes() as processes:
+        tuning = Tuning(options, folder)
+        if processes.first:
+            _show_choices(tuning, Console(stderr=True))
+        if dry_run:
+            return
+        tuning.run(fresh, processes)
+        if not processes.first:
+            return
     if as_json:
         typer.echo((folder / "results.json").read_text(encoding="utf-8"), nl=False)
     else:

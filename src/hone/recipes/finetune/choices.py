@@ -8,17 +8,16 @@ parameters, more for smaller ones, and ten times as much for low-rank updates (B
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from hone.core.errors import CapacityError
 from hone.evals.formatting import quantity, size
+from hone.plan import Plan
 from hone.recipes.finetune.options import FinetuneOptions, Method, Savers
-
-if TYPE_CHECKING:
-    from hone.plan import Plan
+from hone.recipes.forecast import remedies
 
 Lengths = npt.NDArray[np.int64]
 
@@ -201,8 +200,8 @@ def choose_way(
     asked: FinetuneOptions,
     facts: Facts,
     most_parts: int,
-    predict: "Callable[[Way], Plan]",
-) -> "Plan":
+    predict: Callable[[Way], Plan],
+) -> Plan:
     """The first way whose predicted peak fits; returns its plan.
 
     Raises:
@@ -216,11 +215,10 @@ def choose_way(
             fits = f"predicted peak {size(plan.peak)} of {size(facts.budget)}"
             _explain(choices, asked, facts, way, tried[0], fits, size(first.peak))
             return plan
-    changes = [f"{' and '.join(change.steps)} ({size(change.peak)})" for change in first.changes()]
     raise CapacityError(
         f"This run does not fit: it takes {size(first.peak)}, {size(plan.peak)} in the leanest way "
         f"that was left to choose, and {facts.device} has {size(facts.budget)} for it. "
-        + (f"What would fit: {'; '.join(changes)}." if changes else "Take a smaller model.")
+        + remedies(first)
     )
 
 

@@ -1,0 +1,116 @@
+"""What a training run is predicted to take, from its settings and its batches, before it begins."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hone.core.errors import CapacityError
+from hone.data import Batch, PackedBatches
+from hone.evals.formatting import size
+from hone.kernels import preferred_dtype
+from hone.models.config import ModelConfig
+from hone.plan import Lora, Plan, TrainJob, plan
+from hone.recipes.machine import device_name, memory_budget, plan_device
+
+if TYPE_CHECKING:
+    from hone.train import Expected, TrainConfig
+
+# Epochs have the same batches in another order, so the first steps tell the heaviest.
+_STEPS_LOOKED_AT = 200
+
+
+def precision_of(asked: str, device: str) -> str:
+    """``fp32``, ``bf16`` or ``fp16``: what ``auto`` means on ``device``."""
+    if asked != "auto":
+        return asked
+    return "bf16" if preferred_dtype(device) == torch.bfloat16 else "fp32"
+
+
+def largest_part(batches: PackedBatches, parts: int) -> Batch:
+    """Of the first epoch's micro-batches the one that takes most memory."""
+    found = (
+        part
+        for step in range(min(batches.batches_per_epoch, _STEPS_LOOKED_AT))
+        for part in batches.at(step).split(parts)
+    )
+    return max(found, key=_weight)
+
+
+def forecast(
+    config: ModelConfig,
+    part: Batch,
+    settings: "TrainConfig",
+    device: str,
+    *,
+    tokens_per_step: int,
+    method: str = "full",
+    lora: Lora | None = None,
+    budget: int | None = None,
+) -> Plan:
+    """The plan of a run whose heaviest micro-batch is ``part``.
+
+    Args:
+        method: "full", "lora" or "qlora".
+        budget: bytes that the run may take; None for most of what is free.
+    """
+    sources = () if part.source_cu_seqlens is None else _lengths(part.source_cu_seqlens)
+    job = TrainJob(
+        lengths=_lengths(part.cu_seqlens),
+        source_lengths=sources,
+        trained=part.n_trained if part.targets_B is None else None,
+        micro_batches=settings.micro_batches,
+        tokens=settings.steps * tokens_per_step,
+        method=method,  # type: ignore[arg-type]
+        optimizer=settings.optimizer,
+        precision=precision_of(settings.precision, device),  # type: ignore[arg-type]
+        activation_checkpointing=settings.activation_checkpointing,
+        checkpointed_blocks=settings.checkpointed_blocks,
+        offload_activations=settings.offload_activations,
+        freeze=settings.freeze,
+        ema=settings.ema,
+        lora=lora or Lora(),
+    )
+    return plan(config, job, plan_device(device, memory_budget(device, budget)))
+
+
+def check_fits(planned: Plan, device: str) -> None:
+    """Refuse a run that cannot fit.
+
+    Raises:
+        CapacityError: names the cheapest changes that would make it fit.
+    """
+    if not planned.fits:
+        raise CapacityError(
+            f"This run does not fit: its predicted peak is {size(planned.peak)}, and "
+            f"{device_name(device)} has {size(planned.device.usable)} for it. {remedies(planned)}"
+        )
+
+
+def remedies(planned: Plan) -> str:
+    """What would make a run fit, in a sentence."""
+    changes = [f"{' and '.join(one.steps)} ({size(one.peak)})" for one in planned.changes()]
+    return f"What would fit: {'; '.join(changes)}." if changes else "Take a smaller model."
+
+
+def expected_of(planned: Plan) -> "Expected":
+    """What the training's display compares itself with."""
+    from hone.train import Expected
+
+    assert isinstance(planned.job, TrainJob)
+    flops = planned.device.flops(planned.job.precision != "fp32")
+    return Expected(planned.flops_per_token, flops, planned.peak)
+
+
+def _weight(part: Batch) -> float:
+    """About what a micro-batch takes: tokens, and pairs of them in attention."""
+    sources: Sequence[int] = ()
+    if part.source_cu_seqlens is not None:
+        sources = _lengths(part.source_cu_seqlens)
+    lengths = [*_lengths(part.cu_seqlens), *sources]
+    return sum(lengths) + sum(length**2 for length in lengths) / 256
+
+
+def _lengths(bounds: Any) -> tuple[int, ...]:
+    return tuple(int(b - a) for a, b in pairwise(bounds))

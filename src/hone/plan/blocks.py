@@ -64,7 +64,7 @@ class Setting:
     rows: int | None = None
     source: Pack | None = None
     dropout: bool = False
-    at_once: int = 2**19
+    at_once: int = 2**20
     learnt: bool = False
 
     @property

@@ -7,7 +7,7 @@ memory), then state in 8 bits, adapters, adapters beside 4-bit weights, and more
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import combinations, product
+from itertools import combinations
 from typing import Any
 
 from hone.models.config import ModelConfig
@@ -15,6 +15,9 @@ from hone.plan.devices import Device
 from hone.plan.jobs import ServeJob, TrainJob
 from hone.plan.serving import serving_needs
 from hone.plan.training import Trainings
+
+# Changes that are taken together at most.
+_MOST_STEPS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,11 @@ class _Step:
     words: str
     fields: tuple[tuple[str, Any], ...]
 
+    @property
+    def idea(self) -> str:
+        """What it has in common with those that do more of the same."""
+        return self.kind if self.kind in ("micro-batch", "sharding") else self.words
+
 
 def cheapest_changes(
     config: ModelConfig,
@@ -75,22 +83,27 @@ def _training_changes(
     before = job.step_tokens / trainings.needs(job).seconds
     steps = list(_training_steps(job, device))
     found: list[tuple[int, float, Change]] = []
-    taken: list[frozenset[_Step]] = []
-    for many in range(1, 5):
-        for chosen in combinations(steps, many):
-            own = frozenset(chosen)
-            if len({step.kind for step in chosen}) < many or any(own >= less for less in taken):
-                continue
-            changed = replace(job, **dict(field for step in chosen for field in step.fields))
-            needs = trainings.needs(changed)
-            peak = sum(needs.parts.values())
-            if peak > device.usable:
-                continue
-            taken.append(own)
-            slowdown = before / (changed.step_tokens / needs.seconds)
-            words = tuple(step.words for step in chosen)
-            rank = sum(step.rank for step in chosen)
-            found.append((rank, slowdown, Change(words, changed, peak, slowdown)))
+    taken: list[frozenset[str]] = []
+    # What leaves more as it was first; of that, fewer changes first.
+    for rank in sorted({step.rank for step in steps}):
+        allowed = [step for step in steps if step.rank <= rank]
+        for many in range(1, _MOST_STEPS + 1):
+            for chosen in combinations(allowed, many):
+                own = frozenset(step.idea for step in chosen)
+                highest = max(step.rank for step in chosen)
+                if highest < rank or len({step.kind for step in chosen}) < many:
+                    continue
+                if any(own >= less for less in taken):
+                    continue
+                changed = replace(job, **dict(field for step in chosen for field in step.fields))
+                needs = trainings.needs(changed)
+                peak = sum(needs.parts.values())
+                if peak > device.usable:
+                    continue
+                taken.append(own)
+                slowdown = before / (changed.step_tokens / needs.seconds)
+                change = Change(tuple(step.words for step in chosen), changed, peak, slowdown)
+                found.append((sum(step.rank for step in chosen), slowdown, change))
         if len(found) >= count:
             break
     found.sort(key=lambda one: one[:2])
@@ -98,23 +111,10 @@ def _training_changes(
 
 
 def _training_steps(job: TrainJob, device: Device) -> Iterator[_Step]:
-    parts, sequences = 2, len(job.lengths)
-    # Sequences are shared out over more micro-batches, the longest ones apart.
-    while sequences > 1:
-        lengths = sorted(job.lengths, reverse=True)[::parts]
-        sources = sorted(job.source_lengths, reverse=True)[::parts]
-        fields: list[tuple[str, Any]] = [
-            ("lengths", tuple(lengths)),
-            ("source_lengths", tuple(sources)),
-            ("micro_batches", job.micro_batches * parts),
-        ]
-        if job.trained is not None:
-            fields.append(("trained", max(1, job.trained * sum(lengths) // job.batch_tokens)))
-        words = f"micro-batches of {len(lengths)} sequences, {job.micro_batches * parts} to a step"
-        yield _Step("micro-batch", 0, words, tuple(fields))
-        sequences, parts = len(lengths), parts * 2
-        if len(lengths) == 1:
-            break
+    parts = 2
+    while parts < 2 * len(job.lengths):
+        yield _Step("micro-batch", 0, *_smaller(job, min(parts, len(job.lengths))))
+        parts *= 2
     if job.activation_checkpointing == "none":
         yield _Step(
             "checkpointing",
@@ -149,16 +149,29 @@ def _training_steps(job: TrainJob, device: Device) -> Iterator[_Step]:
     yield from _sharding(job)
 
 
+def _smaller(job: TrainJob, parts: int) -> tuple[str, tuple[tuple[str, Any], ...]]:
+    """Sequences shared out over so many times the micro-batches; the largest of these."""
+    lengths = tuple(sorted(job.lengths, reverse=True)[::parts])
+    count = job.micro_batches * parts
+    fields: list[tuple[str, Any]] = [("lengths", lengths), ("micro_batches", count)]
+    if job.source_lengths:
+        fields.append(("source_lengths", tuple(sorted(job.source_lengths, reverse=True)[::parts])))
+    if job.trained is not None:
+        trained = max(1, job.trained * sum(lengths) // job.batch_tokens)
+        fields.append(("trained", trained))
+    some = "1 sequence" if len(lengths) == 1 else f"{len(lengths)} sequences"
+    return f"micro-batches of {some}, {count} to a step", tuple(fields)
+
+
 def _sharding(job: TrainJob) -> Iterator[_Step]:
     layout = job.layout
-    for zero, devices in product((2, 3), (2, 4, 8)):
+    for zero, devices in ((2, 2), (3, 2), (3, 4), (3, 8), (3, 16)):
         data = max(layout.data, devices)
         if zero <= layout.zero and data <= layout.data:
             continue
         changed = replace(layout, zero=max(zero, layout.zero), data=data)
-        yield _Step(
-            "sharding", 4 + devices, f"ZeRO-{zero} over {data} devices", (("layout", changed),)
-        )
+        words = f"ZeRO-{zero} over {data} devices"
+        yield _Step("sharding", 3 + devices, words, (("layout", changed),))
 
 
 def _serving_changes(

@@ -18,7 +18,7 @@ _FLOAT32, _INT64 = 4, 8
 # One chunk of the logits of ``projected_cross_entropy``.
 CHUNK_BYTES = 8 << 20
 # Weights in NF4 that are dequantized at a time.
-AT_ONCE = {"cpu": 2**19, "cuda": 2**24}
+AT_ONCE = {"cpu": 2**20, "cuda": 2**24}
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,8 +47,10 @@ def draw(plan: Plan, file: Path, title: str) -> None:
     _bars(axes, plan)
     for row, change in enumerate(changes, 1):
         axes.barh(-row, change.peak / 1e9, color="#B7C9B0", height=0.55)
-        label = f" {' + '.join(change.steps)}: {size(change.peak)}, {change.slowdown:.2f}× the time"
-        axes.text(0, -row, label, va="center", fontsize=8)
+        cost = f"{size(change.peak)}, {change.slowdown:.2f}× the time per token"
+        label = f" {' + '.join(change.steps)}: {cost}"
+        backing = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.8}
+        axes.text(0, -row, label, va="center", fontsize=8, bbox=backing)
     usable = plan.device.usable / 1e9
     axes.axvline(usable, color="#333333", linestyle="--", linewidth=1.2)
     axes.text(

@@ -60,20 +60,23 @@ def serving_needs(
     prompt = min(job.prefill or job.context, job.context * job.requests)
     working = pass_bytes(config, job, prompt)
     shared = job.tensor
+    logits = 4 * output_rows(config)
     parts = {
         "weights": _part(weights, shared),
         "quantization constants": _part(constants, shared),
         "keys and values": _part(per_token * job.context * job.requests, shared),
         "states": _part(state * job.requests, shared),
         "working memory": _part(working, shared),
-        "logits": _part(4 * output_rows(config) * job.requests, shared),
+        "logits": _part(logits * job.requests, shared),
     }
-    fixed = weights + constants + working
-    room = device.usable * shared - fixed
-    each = per_token * job.context + state + 4 * output_rows(config)
+    room = device.usable * shared - weights - constants
+    each = per_token * job.context + state + logits
     longest = None
     if per_token:
-        longest = max(0, (room - state) // per_token)
+        # Without a limit, a prompt is computed at once: each of its tokens takes working memory.
+        token = per_token + (0 if job.prefill else pass_bytes(config, job, 1))
+        passing = pass_bytes(config, job, job.prefill)
+        longest = max(0, (room - state - logits - passing) // token)
     active = active_weights(config)
     flops = 2.0 * active + attention_flops(config, job.context / 2)
     sixteen = job.weights != "float32"
@@ -88,7 +91,7 @@ def serving_needs(
         {name: size for name, size in parts.items() if size},
         per_token,
         state,
-        max(0, room // each) if each else 0,
+        max(0, (room - working) // each) if each else 0,
         longest,
         max(moved / bandwidth, job.requests * flops / rate),
         max(job.context * flops / rate, read / bandwidth),

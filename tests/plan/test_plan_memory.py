@@ -1,0 +1,28 @@
+"""Predictions against what the allocator counts; the whole table is benchmarks/planner.py."""
+
+import planner
+import pytest
+
+from hone.plan import find_device, plan
+
+CHECKED = (
+    "llama, wide",
+    "llama, uneven lengths",
+    "llama, selective",
+    "llama, muon",
+    "llama, bf16",
+    "gpt2",
+    "qwen2_moe, blocks",
+    "mamba",
+    "bert, masked, uneven",
+    "t5",
+    "llama, LoRA",
+    "llama, QLoRA, blocks",
+)
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_the_peak_of_a_step_is_within_8_percent(name):
+    (case,) = (case for case in planner.CASES if case.name == name)
+    predicted = plan(case.config, case.job, find_device("cpu")).peak
+    assert predicted == pytest.approx(planner.measured(case), rel=0.08)

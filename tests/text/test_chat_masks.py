@@ -171,9 +171,11 @@ def test_a_content_that_is_left_out_is_found_out():
         Conversations(make_chat_tokenizer("chatml"), parts).answers(PLAIN, None, [1])
 
 
-def published_templates():
+def published_templates(marked):
+    """Every third of those that mark answers, or of those that do not: compiling takes long."""
     trl = pytest.importorskip("trl")
-    return sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
+    files = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
+    return [file for file in files if ("endgeneration" in file.read_text()) == marked][::3]
 
 
 def with_tokens_of(source):
@@ -187,10 +189,9 @@ def with_tokens_of(source):
 
 def test_published_templates_mark_what_transformers_marks():
     count = 0
-    for file in published_templates():
+    for file in published_templates(marked=True):
         source = file.read_text()
-        if not ChatTemplate(source).marks_answers:
-            continue
+        assert ChatTemplate(source).marks_answers
         writer = Conversations(with_tokens_of(source))
         oracle = oracle_of(writer.tokenizer)
         for messages, tools in ((PLAIN, None), (CALLS, TOOLS)):
@@ -208,16 +209,15 @@ def test_published_templates_mark_what_transformers_marks():
                 "assistant_masks"
             ], file.name
             count += 1
-    assert count > 20
+    assert count > 8
 
 
 def test_published_templates_are_followed_or_refused():
     followed, refused = 0, []
-    for file in published_templates():
+    for file in published_templates(marked=False):
         source = file.read_text()
+        assert not ChatTemplate(source).marks_answers
         writer = Conversations(with_tokens_of(source))
-        if ChatTemplate(source).marks_answers:
-            continue
         try:
             found = writer.answers(PLAIN, None, [1, 3])
         except RequestError:
@@ -229,7 +229,7 @@ def test_published_templates_are_followed_or_refused():
             assert ids[-1] in writer.tokenizer.special_ids, file.name
             assert message["content"] in text, file.name
             assert PLAIN[2]["content"].strip() not in text, file.name
-    assert followed > 20
+    assert followed > 8
     # Thinking that is asked for and not there, and templates for pictures.
     assert all(re.match("deepseek|nemotron|idefics|llava|smolvlm", name) for name in refused)
 

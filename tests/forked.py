@@ -46,6 +46,7 @@ def _be(rank, count, port, work, file):
                 result = {"value": work(processes)}
             except BaseException as error:  # noqa: BLE001 - to be looked at
                 result = {"error": type(error).__name__, "message": str(error)}
+            result["ended"] = time.monotonic()
             file.with_suffix(".part").write_text(json.dumps(result))
             file.with_suffix(".part").rename(file)
     except BaseException:  # noqa: BLE001 - it must not go on as the parent

@@ -127,7 +127,11 @@ class Failing(torch.nn.Module):
 def failing(folder, rank, at, how, config=CONFIG):
     def work(processes):
         model = Failing(at, how if processes.rank == rank else "")
-        return run(folder, config, processes, model)
+        try:
+            return run(folder, config, processes, model)
+        except ValueError:
+            time.sleep(0.5)  # whoever waits for this process does not wait for its end
+            raise
 
     return work
 
@@ -175,12 +179,12 @@ def warned(work):
 
 
 def failures(root):
-    """One of two processes fails; how long the other took to notice is noted."""
+    """One of two processes fails."""
     found, config = {}, replace(CONFIG, steps=10)
     for how, rank in (("raise", 1), ("raise", 0), ("nan", 1), ("interrupt", 1)):
-        begun = time.monotonic()
-        results = in_processes(2, failing(root / f"{how}-{rank}", rank, 7, how, config))
-        found[f"{how} {rank}"] = {"results": results, "seconds": time.monotonic() - begun}
+        found[f"{how} {rank}"] = in_processes(
+            2, failing(root / f"{how}-{rank}", rank, 7, how, config)
+        )
     found["checkpoints"] = sorted(p.name for p in (root / "interrupt-1" / "checkpoints").iterdir())
 
     def unlike(processes):

@@ -124,6 +124,7 @@ def test_trackio_has_each_figure_once(tmp_path, broken_run, monkeypatch, capsys)
     whole = broken_run(lambda: Trackio(tmp_path / "run"))
     runs = {run.config["folder"]: run for run in trackio.Api().runs("hone")}
     assert set(runs) == {str(tmp_path / "elsewhere" / "run"), str(tmp_path / "run")}
+    assert len(trackio.Api().runs("hone")) == 2
     logs = SQLiteStorage.get_logs("hone", run_id=runs[str(tmp_path / "run")].id)
     for name in ("loss", "held_out_loss", "lr"):
         assert sorted(steps_and(name, logs)) == [

@@ -8,9 +8,8 @@ beginning; an answer that does not fit by itself is dropped, and counted with it
 
 from array import array
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from operator import length_hint
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ from hone.core.errors import CheckpointError, ConfigError, DataError, RequestErr
 from hone.core.progress import progress
 from hone.data.conversations import Completion, Conversation, Document, Example
 from hone.data.samples import IGNORED, Sample
+from hone.data.tuning_report import Count, Report
 from hone.text.conversation import Conversations, Rendered, default_template
 from hone.text.offsets import Encoded, OffsetEncoder
 from hone.text.tokenizer import Tokenizer
@@ -31,79 +31,6 @@ _CUT_PROMPT = "the beginning of a prompt was cut"
 _CUT_DOCUMENT = "a document was cut into pieces"
 _TOO_LONG = "an answer is longer than max_length by itself"
 _NO_ANSWER = "there is no answer to train"
-
-
-@dataclass(slots=True)
-class Count:
-    """How often something happened, and the line (or row) of the first time."""
-
-    times: int
-    first_line: int
-
-
-@dataclass(slots=True)
-class Report:
-    """What became of the examples.
-
-    Attributes:
-        examples: how many were read.
-        lines: for each sample the line, or row of a table, that it came from.
-        lengths: for each sample its positions.
-        trained: positions with a label, of all samples.
-        truncated, dropped: reasons, with how often and where first. A dropped one is an answer, or
-            an example without any.
-        ends: how many answers end with each special token; serving must stop at these.
-    """
-
-    examples: int = 0
-    lines: array = field(default_factory=lambda: array("i"))
-    lengths: array = field(default_factory=lambda: array("i"))
-    trained: int = 0
-    truncated: dict[str, Count] = field(default_factory=dict)
-    dropped: dict[str, Count] = field(default_factory=dict)
-    ends: Counter[int] = field(default_factory=Counter)
-
-    @property
-    def tokens(self) -> int:
-        """Positions of all samples."""
-        return sum(self.lengths)
-
-    def length_at(self, share: float) -> int:
-        """The length that ``share`` of the samples do not exceed."""
-        ordered = sorted(self.lengths)
-        return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else 0
-
-    def sentences(self) -> list[str]:
-        """A line per reason for which something was shortened or left out."""
-        return [
-            f"{what} {count.times:,} time{'s' * (count.times > 1)}, first at line "
-            f"{count.first_line}: {reason}"
-            for what, counts in (("shortened", self.truncated), ("dropped", self.dropped))
-            for reason, count in counts.items()
-        ]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The counts as JSON types."""
-
-        def counts(found: dict[str, Count]) -> dict[str, Any]:
-            return {
-                reason: {"times": count.times, "first_line": count.first_line}
-                for reason, count in found.items()
-            }
-
-        return {
-            "examples": self.examples,
-            "samples": len(self.lines),
-            "tokens": self.tokens,
-            "trained_tokens": self.trained,
-            "length": {
-                "p50": self.length_at(0.5),
-                "p95": self.length_at(0.95),
-                "max": max(self.lengths, default=0),
-            },
-            "truncated": counts(self.truncated),
-            "dropped": counts(self.dropped),
-        }
 
 
 def choose_template(tokenizer: Tokenizer, tools: bool) -> tuple[Conversations, str]:

@@ -31,18 +31,18 @@ SIZES = {
     "vocab_size": 4000,
     "hidden_size": 256,
     "intermediate_size": 704,
-    "num_hidden_layers": 6,
+    "num_hidden_layers": 4,
     "num_attention_heads": 8,
     "num_key_value_heads": 2,
     "max_position_embeddings": 2048,
 }
 EVEN, UNEVEN = (256,) * 4, (300, 250, 200, 100, 90, 80, 40)
-GPT2 = {"n_embd": 256, "n_layer": 6, "n_head": 8, "vocab_size": 4000, "n_positions": 512}
+GPT2 = {"n_embd": 256, "n_layer": 4, "n_head": 8, "vocab_size": 4000, "n_positions": 512}
 T5 = {"vocab_size": 4000, "d_model": 256, "d_ff": 704, "num_layers": 4, "num_heads": 8, "d_kv": 32}
 BART = {"vocab_size": 4000, "d_model": 256, "encoder_ffn_dim": 704, "decoder_ffn_dim": 704}
 BART |= {f"{side}_layers": 4 for side in ("encoder", "decoder")}
 BART |= {f"{side}_attention_heads": 8 for side in ("encoder", "decoder")}
-MAMBA = {"vocab_size": 4000, "hidden_size": 256, "num_hidden_layers": 6, "state_size": 16}
+MAMBA = {"vocab_size": 4000, "hidden_size": 256, "num_hidden_layers": 4, "state_size": 16}
 MAMBA2 = MAMBA | {"state_size": 64, "num_heads": 8, "head_dim": 64, "n_groups": 1}
 MOE = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 176}
 
@@ -118,7 +118,7 @@ CASES = (
     Case("qwen3", of("qwen3", head_dim=32)),
     Case("mistral, window of 100", of("mistral", sliding_window=100)),
     Case("gemma2", of("gemma2", head_dim=32)),
-    Case("bloom", of("bloom", {"vocab_size": 4000, "hidden_size": 256, "n_layer": 6, "n_head": 8})),
+    Case("bloom", of("bloom", {"vocab_size": 4000, "hidden_size": 256, "n_layer": 4, "n_head": 8})),
     Case("bert, masked", of("bert"), job(trained=154)),
     Case("bert, masked, uneven", of("bert"), job(UNEVEN, trained=154)),
     Case("modernbert, masked", of("modernbert"), job(trained=154)),

@@ -215,6 +215,26 @@ def test_saving_memory_saves_memory(found, settings):
     assert peak(ema=0.9) >= whole
 
 
+def test_a_job_from_the_settings_of_training():
+    from hone.train import TrainConfig
+
+    settings = TrainConfig(
+        steps=9, optimizer="adafactor", micro_batches=3, ema=0.9, activation_checkpointing="blocks"
+    )
+    job = TrainJob.like(settings, [30, 20], precision="bf16", method="lora")
+    assert job == TrainJob(
+        lengths=(30, 20),
+        optimizer="adafactor",
+        micro_batches=3,
+        ema=0.9,
+        activation_checkpointing="blocks",
+        precision="bf16",
+        method="lora",
+    )
+    with pytest.raises(ConfigError, match="precision is 'auto'"):
+        TrainJob.like(settings, [30])
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

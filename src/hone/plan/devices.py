@@ -128,8 +128,9 @@ def customised(
 def this_cpu() -> Device:
     """This machine's processor and memory.
 
-    Rates are those of its cores and instructions as the system names them (two fused products per
-    cycle of a vector's width); the bandwidth is that of two channels of DDR4-3200.
+    Rates are those of its cores and instructions as the system names them: two fused products per
+    cycle of a vector's width. The bandwidth is a guess: 15 GB/s for each core, and no more than two
+    channels of DDR4-3200 have. Give measured ones where there are some.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     information = _cpuinfo()
@@ -138,7 +139,8 @@ def this_cpu() -> Device:
     rate = float(information.get("cpu MHz", "2500")) * 1e6 * (cores or 1) * width * 4
     # Without instructions of their own, 16 bits are computed in float32 at best.
     rate_16 = 2 * rate if "avx512_bf16" in flags or "amx_bf16" in flags else rate
-    return Device("this CPU", _memory(), 51.2e9, rate_16, rate, 51.2e9, cuda=False)
+    bandwidth = min(15e9 * (cores or 1), 51.2e9)
+    return Device("this CPU", _memory(), bandwidth, rate_16, rate, bandwidth, cuda=False)
 
 
 def _cpuinfo() -> dict[str, str]:

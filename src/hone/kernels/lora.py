@@ -209,7 +209,8 @@ class _LoraProduct(torch.autograd.Function):
             g_parts[number].addmm_(part_NF, b_FR.to(dtype), alpha=factor)
             grad_FR = None
             if wanted_b[i]:
-                grad_FR = (part_NF.t() @ u_parts[number]).to(b_FR.dtype).mul_(factor)
+                # In this order the product is twice as fast (MKL, ranks up to 64).
+                grad_FR = (u_parts[number].t() @ part_NF).t().to(b_FR.dtype).mul_(factor)
             grads_b.append(grad_FR)
         grads_a: list[Tensor | None] = [None] * plan.stacked
         if any(wanted_a):

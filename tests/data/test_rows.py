@@ -84,6 +84,15 @@ def test_how_many_there_are_is_known_before(tmp_path):
     assert length_hint(Rows("hf://a/b")) == 0
 
 
+def test_quotes_are_text_where_a_tab_separated_file_does_not_quote(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text('sentence1\tscore\n"안녕" 하고 말했다\t5\n"열린 따옴표\t1\n')
+    assert [row["sentence1"] for _, row in Rows(str(path))] == [
+        '"안녕" 하고 말했다',
+        '"열린 따옴표',
+    ]
+
+
 def test_columns_under_other_names(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("Q,A,label\n안녕?,네.,0\n")

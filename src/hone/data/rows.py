@@ -18,7 +18,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from hone.core.errors import DataError, RequestError
 from hone.data.files import kind_of, open_bytes
@@ -223,9 +223,11 @@ class _Characters:
 
 def _csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
     csv.field_size_limit(1 << 30)
+    by_standard = delimiter == "\t" and not _is_quoted(path)
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if by_standard else csv.QUOTE_MINIMAL
     with open_bytes(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-        reader = csv.reader(text, delimiter=delimiter, strict=True)
+        reader = csv.reader(text, delimiter=delimiter, quoting=quoting, strict=True)
         line = 1
         header: list[str] | None = None
         try:
@@ -241,7 +243,7 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
                 if len(record) != len(header):
                     raise DataError(
                         f"{path}, line {start}: {len(record)} cells, and the header has "
-                        f"{len(header)}; is a cell with {delimiter!r} in it not quoted?"
+                        f"{len(header)}; is there a {delimiter!r} in a cell?"
                     )
                 yield start, dict(zip(header, record, strict=True))
         except csv.Error as error:
@@ -250,6 +252,21 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
             raise DataError(
                 f"{path}: not UTF-8 near line {line}. Convert the file to UTF-8."
             ) from error
+
+
+def _is_quoted(path: Path) -> bool:
+    """Whether quotes hold the cells of a tab-separated file together, and all of it reads so.
+
+    By the standard (IANA, text/tab-separated-values) quotes are text, and many files of natural
+    language follow it; programs that write tables quote as in CSV.
+    """
+    with open_bytes(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+        try:
+            reader = csv.reader(text, delimiter="\t", strict=True)
+            return len({len(record) for record in reader if record}) < 2
+        except (csv.Error, UnicodeDecodeError):
+            return False
 
 
 def _text_rows(path: Path) -> Iterator[Row]:

@@ -24,7 +24,6 @@ Lengths = npt.NDArray[np.int64]
 _FULL_RATE_AT_A_BILLION = 2e-5
 _LOWEST_RATE, _HIGHEST_RATE = 1e-5, 1e-3
 _LORA_TIMES = 10
-_MOST_LENGTH = 4096
 _MOST_EPOCHS, _FEW_EPOCHS = 3.0, 1.0
 _MANY_SAMPLES = 30_000
 _STEPS_WANTED = 200
@@ -39,7 +38,7 @@ class Facts:
     Attributes:
         parameters: of the model.
         context: the longest text that it reads; None for any.
-        lengths: positions of each training sample, uncut.
+        longest: positions of the longest training sample.
         quantized: the checkpoint's weights are not floats, so that only adapters can be trained.
         budget: bytes that the run may take.
         device: for people.
@@ -47,7 +46,7 @@ class Facts:
 
     parameters: int
     context: int | None
-    lengths: Lengths
+    longest: int
     quantized: bool
     budget: int
     device: str
@@ -84,18 +83,13 @@ def _shown(value: Any) -> str:
 
 
 def choose_length(choices: Choices, asked: FinetuneOptions, facts: Facts) -> None:
-    """The longest sample: all of them where that is possible."""
-    longest = int(facts.lengths.max())
+    """The longest sample; the data was read with what the model reads as its limit."""
     if asked.max_length is not None:
         choices.set("max_length", asked.max_length, "asked for")
-        return
-    limit = min(facts.context or _MOST_LENGTH, _MOST_LENGTH)
-    if longest <= limit:
-        choices.set("max_length", max(longest, 2), "the longest sample: nothing is cut")
-        return
-    over = float((facts.lengths > limit).mean())
-    whose = "the model reads no more" if limit == facts.context else "more would cost much memory"
-    choices.set("max_length", limit, f"{whose}; {over:.1%} of the samples are longer")
+    elif facts.longest == facts.context:
+        choices.set("max_length", facts.longest, "the model reads no more")
+    else:
+        choices.set("max_length", max(facts.longest, 2), "the longest sample: nothing is cut")
 
 
 def choose_budget(choices: Choices, asked: FinetuneOptions, lengths: Lengths) -> None:
@@ -118,7 +112,7 @@ def choose_budget(choices: Choices, asked: FinetuneOptions, lengths: Lengths) ->
         samples = count * epochs / _STEPS_WANTED
         samples = min(max(samples, _SAMPLES_PER_STEP[0]), _SAMPLES_PER_STEP[1], count)
         tokens = max(round(samples * mean), int(lengths.max()))
-        reason = f"about {samples:.0f} samples of {mean:.0f} tokens: some {_STEPS_WANTED} steps"
+        reason = f"about {samples:.0f} samples of {mean:.0f} tokens"
         if tokens == int(lengths.max()) > round(samples * mean):
             reason = "the longest sample"
     choices.set("tokens_per_step", tokens, reason)

@@ -62,6 +62,13 @@ class TuningData:
             return np.full(count, min(max_length, len(self.corpora[0]) - 1), dtype=np.int64)
         return np.array([sample.length for sample in self.train], dtype=np.int64)
 
+    @property
+    def longest(self) -> int:
+        """Positions of the longest sequence that the model reads of a training sample."""
+        if self.corpora is not None:
+            return max(2, len(self.corpora[0]) - 1)
+        return max(sample.longest for sample in self.train)
+
     def batches(self, tokens: int, max_length: int, seed: int) -> PackedBatches:
         """Those of training."""
         if self.corpora is not None:

@@ -42,6 +42,7 @@ CHECKPOINT, ADAPTER = "checkpoint", "adapter"
 _EVALUATIONS = 5
 _WARMUP = 0.03  # of all steps
 _RANK = 16
+_PIECE = 4096  # positions of a sample where the model reads any number of them
 
 
 class Tuning:
@@ -66,7 +67,7 @@ class Tuning:
     @cached_property
     def data(self) -> TuningData:
         """The samples, cut to the length that was chosen."""
-        limit = self.options.max_length or self._context
+        limit = self.options.max_length or self._context or _PIECE
         return read_data(self.options, self.config, self.tokenizer, limit)
 
     @property
@@ -90,8 +91,7 @@ class Tuning:
     @cached_property
     def _chosen(self) -> tuple[Choices, Plan]:
         options, choices = self._as_before(), Choices()
-        limit = self._context or 1 << 30
-        facts = self._facts(self.data.lengths(options.max_length or min(limit, 512)))
+        facts = self._facts()
         choices.set("task", self.data.format.value, f"the columns of {Path(options.data).name}")
         if self.data.template is not None:
             choices.set("template", *self._template_choice())
@@ -141,11 +141,11 @@ class Tuning:
             else ("hone's", "the model has none that fits; it is saved with the result")
         )
 
-    def _facts(self, lengths: Any) -> Facts:
+    def _facts(self) -> Facts:
         return Facts(
             parameters=self.config.parameter_count,
             context=self._context,
-            lengths=lengths,
+            longest=min(self.data.longest, self._context or _PIECE),
             quantized=self.config.quantization_config is not None,
             budget=self._budget,
             device=device_name(self.device),

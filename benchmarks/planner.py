@@ -55,7 +55,6 @@ class Case:
         name: for the table.
         values: of ``config.json``.
         job: what is planned and done.
-        head: instead of the file's.
     """
 
     name: str
@@ -121,6 +120,18 @@ CASES = (
     Case("bloom", of("bloom", {"vocab_size": 4000, "hidden_size": 256, "n_layer": 4, "n_head": 8})),
     Case("bert, masked", of("bert"), job(trained=154)),
     Case("bert, masked, uneven", of("bert"), job(UNEVEN, trained=154)),
+    Case("bert, classes of texts", of("bert", architectures=["BertForSequenceClassification"])),
+    Case(
+        "bert, classes of tokens",
+        of("bert", architectures=["BertForTokenClassification"]),
+        job(UNEVEN, trained=500),
+    ),
+    Case(
+        "bert, pairs",
+        of("bert", architectures=["BertModel"]),
+        job((128,) * 4, source_lengths=(100,) * 4),
+    ),
+    Case("llama, classes of texts", of("llama", architectures=["LlamaForSequenceClassification"])),
     Case("modernbert, masked", of("modernbert"), job(trained=154)),
     Case("mixtral", of("mixtral", num_local_experts=4, num_experts_per_tok=2)),
     Case("qwen2_moe", of("qwen2_moe", **MOE, shared_expert_intermediate_size=352)),
@@ -151,7 +162,13 @@ def batch_of(config: ModelConfig, asked: TrainJob) -> TensorBatch:
     def tokens(lengths: tuple[int, ...]) -> torch.Tensor:
         return torch.randint(0, config.vocab_size, (sum(lengths),), generator=generator)
 
+    targets = {
+        "classification": torch.zeros(len(asked.lengths), dtype=torch.int64),
+        "embedding": torch.zeros(len(asked.lengths)),
+    }
     labels = tokens(asked.lengths)
+    if config.head == "token-classification":
+        labels %= len(config.labels)
     trained = asked.trained or len(labels)
     labels[torch.randperm(len(labels), generator=generator)[trained:]] = -100
     sources = asked.source_lengths
@@ -164,6 +181,7 @@ def batch_of(config: ModelConfig, asked: TrainJob) -> TensorBatch:
         n_trained=trained,
         source_ids_M=tokens(sources) if sources else None,
         source_cu_seqlens=torch.tensor([0, *sources]).cumsum(0).int() if sources else None,
+        targets_B=targets.get(config.head),
     )
 
 

@@ -173,6 +173,14 @@ def test_the_least_change_comes_first():
     assert ("selective activation checkpointing",) in steps
 
 
+def test_changes_of_settings_only():
+    made = plan(LLAMA_8B, train(batch=8, length=2048), find_device("h200"))
+    found = made.changes(9, settings_only=True)
+    assert 3 <= len(found) <= 9
+    for change in found:
+        assert (change.job.method, change.job.layout) == (made.job.method, made.job.layout)
+
+
 def test_a_serving_job_that_does_not_fit():
     made = plan(LLAMA_8B, ServeJob(context=8192, requests=32), find_device("l4"))
     assert not made.fits
@@ -213,26 +221,6 @@ def test_saving_memory_saves_memory(found, settings):
     assert peak(activation_checkpointing="selective") <= whole
     assert plan(small, TrainJob(lengths=(*found, 50), **settings), H100).peak >= whole
     assert peak(ema=0.9) >= whole
-
-
-def test_a_job_from_the_settings_of_training():
-    from hone.train import TrainConfig
-
-    settings = TrainConfig(
-        steps=9, optimizer="adafactor", micro_batches=3, ema=0.9, activation_checkpointing="blocks"
-    )
-    job = TrainJob.like(settings, [30, 20], precision="bf16", method="lora")
-    assert job == TrainJob(
-        lengths=(30, 20),
-        optimizer="adafactor",
-        micro_batches=3,
-        ema=0.9,
-        activation_checkpointing="blocks",
-        precision="bf16",
-        method="lora",
-    )
-    with pytest.raises(ConfigError, match="precision is 'auto'"):
-        TrainJob.like(settings, [30])
 
 
 @pytest.mark.parametrize(

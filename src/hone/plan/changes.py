@@ -69,19 +69,26 @@ def cheapest_changes(
     device: Device,
     trainings: Trainings | None,
     count: int,
+    settings_only: bool,
 ) -> tuple[Change, ...]:
-    """At most ``count`` changes that make ``job`` fit ``device``, the cheapest first."""
+    """At most ``count`` changes that make ``job`` fit ``device``, the cheapest first.
+
+    Args:
+        settings_only: neither another method nor more devices.
+    """
     if isinstance(job, ServeJob):
         return _serving_changes(config, job, device, count)
     assert trainings is not None
-    return _training_changes(job, device, trainings, count)
+    return _training_changes(job, device, trainings, count, settings_only)
 
 
 def _training_changes(
-    job: TrainJob, device: Device, trainings: Trainings, count: int
+    job: TrainJob, device: Device, trainings: Trainings, count: int, settings_only: bool
 ) -> tuple[Change, ...]:
     before = job.step_tokens / trainings.needs(job).seconds
     steps = list(_training_steps(job, device))
+    if settings_only:
+        steps = [step for step in steps if step.kind not in ("method", "sharding")]
     found: list[tuple[int, float, Change]] = []
     taken: list[frozenset[str]] = []
     # What leaves more as it was first; of that, fewer changes first.

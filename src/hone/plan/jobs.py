@@ -1,8 +1,7 @@
 """What a plan is made for: a training job or a serving job, and how it is laid over devices."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 from hone.core.errors import ConfigError
 from hone.core.nearest import nearest
@@ -75,42 +74,6 @@ class Lora:
             raise ConfigError('LoRA needs targets: names of layers, or "all-linear".')
 
 
-class TrainSettings(Protocol):
-    """What a plan reads of a ``TrainConfig``."""
-
-    @property
-    def micro_batches(self) -> int:
-        """Of a step."""
-
-    @property
-    def optimizer(self) -> OptimizerName:
-        """Its name."""
-
-    @property
-    def precision(self) -> str:
-        """fp32, bf16, fp16 or auto."""
-
-    @property
-    def activation_checkpointing(self) -> Checkpointing:
-        """What is computed again."""
-
-    @property
-    def checkpointed_blocks(self) -> int:
-        """Blocks of a piece."""
-
-    @property
-    def offload_activations(self) -> bool:
-        """Whether activations wait in the host's memory."""
-
-    @property
-    def freeze(self) -> tuple[str, ...]:
-        """Patterns of weights that are not trained."""
-
-    @property
-    def ema(self) -> float:
-        """Decay of the mean of the weights; 0 for none."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainJob:
     """A training run, as its memory and its time see it.
@@ -177,19 +140,6 @@ class TrainJob:
         """``batch`` sequences of ``length`` tokens."""
         check_count("The number of sequences", batch)
         return cls(lengths=(length,) * batch, **settings)
-
-    @classmethod
-    def like(cls, settings: "TrainSettings", lengths: Sequence[int], **more: Any) -> Self:
-        """The job that ``settings`` of training (a ``TrainConfig``) describe.
-
-        Args:
-            lengths: of the sequences of the largest micro-batch.
-            more: other fields; the precision too where the settings leave it open.
-        """
-        names = ("micro_batches", "optimizer", "precision", "activation_checkpointing")
-        names += ("checkpointed_blocks", "offload_activations", "freeze", "ema")
-        fields = {name: getattr(settings, name) for name in names} | more
-        return cls(lengths=tuple(lengths), **fields)
 
     @property
     def batch_tokens(self) -> int:

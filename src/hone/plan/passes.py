@@ -91,8 +91,7 @@ def pass_memory(
         held += source.tokens * config.hidden_size * c
         held += shared_bias(config.encoder, source, learnt)
         read = source
-    # The losses that balance experts are over all tokens.
-    rows = scored if config.experts is None and stage != "first" else None
+    rows = None if stage == "first" or _reads_all(config) else scored
     path = "model" if config.encoder is None else "model.decoder"
     learnt = numbers.trains_bias(path)
     setting = Setting(c, pack, keeps, rows, read, dropout, at_once, learnt)
@@ -154,7 +153,7 @@ def _stack(
         made = [chain(piece).recomputed() for piece in pieces]
     spans += made
     if config.final_norm and stage != "first":
-        tokens = setting.rows if setting.rows is not None else setting.tokens
+        tokens = setting.tokens if setting.rows is None else setting.rows
         x = Buffer(tokens * config.hidden_size * setting.number, wanted)
         final = {"norm": numbers.layer(f"{path}.norm")}
         writer = BlockTape(config, 0, setting, final, wanted)
@@ -186,21 +185,28 @@ def _embedding(config: ModelConfig, setting: Setting, numbers: Numbers, wanted: 
     return tape.span()
 
 
+def _reads_all(config: ModelConfig) -> bool:
+    """Whether the last block computes all rows, scored or not: heads of texts read them, and the
+    losses that balance experts are over all tokens.
+    """
+    return config.experts is not None or config.head not in ("causal", "masked", "seq2seq")
+
+
 def _head(config: ModelConfig, numbers: Numbers, pack: Pack, scored: int) -> Span:
     """What follows the body, and the loss."""
     c, size, head = numbers.size, config.hidden_size, config.head
     rows = scored
-    balanced = config.experts is not None
-    x = Buffer((pack.tokens if balanced else rows) * size * c)
+    x = Buffer((pack.tokens if _reads_all(config) else rows) * size * c)
     tape = Tape(x, numbers.keeps_gradients)
     out = x
     if head in ("classification", "embedding"):
         rows = len(pack.lengths)
         out = tape.op(out, size=rows * size * c, back=pack.tokens * size * c)
-    elif balanced:
-        assert config.experts is not None
+    elif config.experts is not None:
         routed = _FLOAT32 * config.experts.count * pack.tokens * config.num_hidden_layers
         out = tape.op(out, size=rows * size * c, extra=routed, work=3 * routed)
+    elif head == "token-classification":
+        out = tape.op(out, size=rows * size * c)
     transform = config.transforms.get(head)
     if transform:
         wide = rows * size * c

@@ -1,7 +1,7 @@
 """A plan: what a job takes on a device, before anything of it exists."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from hone.models.config import ModelConfig
@@ -83,11 +83,17 @@ class Plan:
             seconds = 1e6 / self.tokens_per_second
         return None if seconds is None else seconds / 3600 * self.device.price * self.devices
 
-    def changes(self, count: int = 3) -> tuple[Change, ...]:
-        """The cheapest changes that would make the job fit; none where it fits, or nothing does."""
+    def changes(self, count: int = 3, *, settings_only: bool = False) -> tuple[Change, ...]:
+        """The cheapest changes that would make the job fit; none where it fits, or nothing does.
+
+        Args:
+            settings_only: neither another method of training nor more devices.
+        """
         if self.fits or self._config is None:
             return ()
-        return cheapest_changes(self._config, self.job, self.device, self._trainings, count)
+        return cheapest_changes(
+            self._config, self.job, self.device, self._trainings, count, settings_only
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """For programs."""
@@ -156,6 +162,9 @@ def plan(
             serving,
             _config=config,
         )
+    if config.head == "embedding" and config.encoder is None and job.source_lengths:
+        # Pairs of texts: both are read, behind one another.
+        job = replace(job, lengths=job.lengths + job.source_lengths, source_lengths=())
     reached = usual["train"] if efficiency is None else efficiency
     trainings = Trainings(config, device, reached)
     needs: TrainingNeeds = trainings.needs(job)

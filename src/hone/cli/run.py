@@ -28,20 +28,26 @@ def run(
     A run that was stopped, even killed, goes on where it was with the same command. Stages whose
     settings and inputs did not change are not done again.
     """
-    from hone.cli.summary import print_run, print_text_run
+    from hone.cli.summary import print_plan, print_run, print_text_run
+    from hone.parallel import join_processes
     from hone.recipes.settings import find_recipe, load_recipe
     from hone.recipes.text_settings import is_text_recipe, load_text_recipe
 
     path = find_recipe(recipe)
-    if is_text_recipe(path):
-        from hone.recipes.text_stages import run_text_recipe
+    with join_processes() as processes:
+        if is_text_recipe(path):
+            from hone.recipes.text_stages import run_text_recipe
 
-        text_recipe = load_text_recipe(path, assignments or ())
-        folder = out if out is not None else Path("runs") / text_recipe.name
-        print_text_run(run_text_recipe(text_recipe, folder, fresh=fresh), as_json=as_json)
-        return
-    from hone.recipes.run import run_recipe
+            text_recipe = load_text_recipe(path, assignments or ())
+            folder = out if out is not None else Path("runs") / text_recipe.name
+            run_text_recipe(text_recipe, folder, fresh, processes, print_plan)
+            show = print_text_run
+        else:
+            from hone.recipes.run import run_recipe
 
-    loaded = load_recipe(path, assignments or ())
-    folder = out if out is not None else Path("runs") / loaded.name
-    print_run(run_recipe(loaded, folder, fresh=fresh), as_json=as_json)
+            loaded = load_recipe(path, assignments or ())
+            folder = out if out is not None else Path("runs") / loaded.name
+            run_recipe(loaded, folder, fresh, processes, print_plan)
+            show = print_run
+        if processes.first:
+            show(folder, as_json=as_json)

@@ -1,5 +1,6 @@
 """What a training run is predicted to take, from its settings and its batches, before it begins."""
 
+import json
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,16 @@ if TYPE_CHECKING:
 
 # Epochs have the same batches in another order, so the first steps tell the heaviest.
 _STEPS_LOOKED_AT = 200
+# Of the planner's changes some are not a matter of settings: other devices, another method.
+_CHANGES_LOOKED_AT = 16
+_REMEDIES = (
+    "micro_batches",
+    "activation_checkpointing",
+    "offload_activations",
+    "optimizer",
+    "precision",
+    "ema",
+)
 
 
 def precision_of(asked: str, device: str) -> str:
@@ -89,9 +100,23 @@ def check_fits(planned: Plan, device: str) -> None:
 
 
 def remedies(planned: Plan) -> str:
-    """What would make a run fit, in a sentence."""
-    changes = [f"{' and '.join(one.steps)} ({size(one.peak)})" for one in planned.changes()]
-    return f"What would fit: {'; '.join(changes)}." if changes else "Take a smaller model."
+    """What would make a run fit, in a sentence: settings that hone can train with."""
+    asked = planned.job
+    assert isinstance(asked, TrainJob)
+    found = []
+    for change in planned.changes(_CHANGES_LOOKED_AT):
+        job = change.job
+        assert isinstance(job, TrainJob)
+        settings = [
+            f"{name} = {json.dumps(value)}"
+            for name in _REMEDIES
+            if (value := getattr(job, name)) != getattr(asked, name)
+        ]
+        if settings and job.layout == asked.layout and job.method == asked.method:
+            found.append(f"{' and '.join(settings)} ({size(change.peak)})")
+    if not found:
+        return "Take a smaller model, or shorter texts."
+    return f"What would fit: {'; '.join(found[:3])}."
 
 
 def expected_of(planned: Plan) -> "Expected":

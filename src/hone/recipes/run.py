@@ -11,6 +11,7 @@ metrics.jsonl, results.json, report.html, manifest.json, recipe.json
 """
 
 import platform
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,12 @@ from typing import Any
 from hone.core.errors import CheckpointError
 from hone.core.files import read_json, sha256_file, write_json
 from hone.evals.summary import Variant
+from hone.parallel import Processes
+from hone.plan import Plan
 from hone.recipes.runner import RECIPE_FILE, Progress, Stage, run_stages
 from hone.recipes.settings import Recipe, TrainSettings
 from hone.recipes.stages import SAMPLE, SAMPLE_FILE, Work
+from hone.recipes.together import Together
 from hone.sql.sample import SAMPLE_GLOSSARY
 
 # How the same weights are come by.
@@ -32,17 +36,35 @@ HABITS = {
     "workers",
     "checkpoint_every",
     "keep_last",
+    "device",
+    "memory",
 }
 _LIBRARIES = ("torch", "numpy", "tokenizers", "safetensors", "sqlglot")
 
 
-def run_recipe(recipe: Recipe, out: Path, fresh: bool = False) -> Path:
+def run_recipe(
+    recipe: Recipe,
+    out: Path,
+    fresh: bool = False,
+    processes: Processes | None = None,
+    on_plan: Callable[[Plan], None] = lambda plan: None,
+) -> Path:
     """Run what is not done yet of ``recipe`` in the folder ``out``; returns ``out``.
+
+    Args:
+        fresh: forget what an earlier run left in the folder.
+        processes: those that train together, each of which calls this.
+        on_plan: called with what training is predicted to take, before it begins.
 
     Raises:
         HoneError: a stage failed. What was finished is kept; the same call goes on from there.
     """
-    work = Work(recipe, out)
+    processes = processes or Processes()
+    work = Work(recipe, out, processes)
+    together = Together(processes, work.train)
+    if not processes.first:
+        together.follow(out / "train")
+        return out
     inputs = work.inputs()
     stages = [
         Stage("database", {"database": inputs}, work.database),
@@ -51,8 +73,9 @@ def run_recipe(recipe: Recipe, out: Path, fresh: bool = False) -> Path:
         Stage(
             "train",
             {"model": _dump(recipe.model), "train": _without_habits(recipe.train)},
-            work.train,
+            together.train,
             in_place=True,
+            check=lambda: on_plan(work.check()),
         ),
         Stage("eval", _dump(recipe.eval), work.evaluate),
     ]
@@ -60,6 +83,7 @@ def run_recipe(recipe: Recipe, out: Path, fresh: bool = False) -> Path:
         stages.append(Stage("int8", _dump(recipe.quantize), work.quantize, in_place=True))
         stages.append(Stage("eval-int8", {}, work.evaluate_quantized))
     done = run_stages(stages, out, fresh=fresh, prepare=lambda: _save_recipe(recipe, out))
+    together.finish()
     manifest = _manifest(recipe, inputs, done, work)
     write_json(out / "manifest.json", manifest)
     work.report(done, manifest)

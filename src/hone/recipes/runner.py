@@ -50,12 +50,15 @@ class Stage:
         settings: everything that the result depends on beside the earlier stages.
         work: writes the result into the folder that it is given.
         in_place: the work keeps its own unfinished state in the folder and resumes from it.
+        check: called before anything of an earlier run is replaced; raises if the work cannot be
+            done.
     """
 
     name: str
     settings: Mapping[str, Any]
     work: Callable[[Path], None]
     in_place: bool = False
+    check: Callable[[], None] = lambda: None
 
 
 @dataclass
@@ -114,6 +117,7 @@ def run_stages(
             directory = out / stage.name
             finished = _finished(directory)
             if finished is None or finished["key"] != key:
+                stage.check()
                 finished = _run(stage, directory, key)
             done.stages[stage.name] = finished
         return done

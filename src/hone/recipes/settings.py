@@ -7,11 +7,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from hone.core.config import Settings, override, parse, read_toml
 from hone.core.errors import ConfigError
 from hone.core.nearest import nearest
+from hone.plan.devices import read_size
 
 OptimizerName = Literal[
     "muon", "adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor"
@@ -163,6 +164,20 @@ class TrainSettings(Settings):
     """Threads that prepare batches ahead."""
     checkpoint_every: Positive = 100
     keep_last: Positive = 2
+    device: str = "auto"
+    """``auto`` is the first GPU if there is one, else the processor."""
+    memory: str | None = None
+    """What the run may take, e.g. ``8GB``; unset is most of what is free."""
+
+    @field_validator("memory")
+    @classmethod
+    def _is_a_size(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                read_size(value, "memory")
+            except ConfigError as error:
+                raise ValueError("expected a size such as 24GB, 22.5GiB or 80G") from error
+        return value
 
 
 class QuantizeSettings(Settings):

@@ -29,7 +29,9 @@ from hone.text.prompts import text2sql_completion
 from hone.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    pass
+    from hone.parallel import Processes
+    from hone.plan import Plan
+    from hone.recipes.from_scratch import FromScratch
 
 SAMPLE = "sample"
 SAMPLE_FILE = "shop.sqlite"
@@ -42,8 +44,10 @@ GOALS = {"unseen_queries": 0.95, "unseen_phrasings": 0.85}
 class Work:
     """The stages of one run; each method writes its result into the folder that it is given."""
 
-    def __init__(self, recipe: Recipe, out: Path) -> None:
-        self.recipe, self.out = recipe, out
+    def __init__(self, recipe: Recipe, out: Path, processes: "Processes | None" = None) -> None:
+        from hone.parallel import Processes
+
+        self.recipe, self.out, self._processes = recipe, out, processes or Processes()
 
     def inputs(self) -> dict[str, Any]:
         """Every input file of the recipe with its hash.
@@ -138,23 +142,33 @@ class Work:
             bucket_batches=1,  # a batch of one length is a batch of few kinds of question
         )
 
+    @cached_property
+    def _training(self) -> "FromScratch":
+        from hone.recipes.architecture import model_config
+        from hone.recipes.from_scratch import FromScratch
+
+        recipe, tokenizer = self.recipe, Tokenizer.load(self.out / "tokenizer")
+        config = model_config(recipe.model, tokenizer)
+        batches = self._batches(tokenizer)
+        return FromScratch(config, batches, recipe.train, recipe.seed, self._processes)
+
+    def check(self) -> "Plan":
+        """Refuse a training that cannot be done, before an earlier one is replaced."""
+        return self._training.check()
+
     def train(self, folder: Path) -> None:
         """Train the model; unfinished work is found in ``folder`` and taken up again."""
-        from hone.models import CausalLM, save_checkpoint
-        from hone.recipes.architecture import model_config
-        from hone.train import TrainConfig, train
+        from hone.models import save_checkpoint
 
-        if not (folder / "checkpoints").exists():
+        if self._processes.first and not (folder / "checkpoints").exists():
             # Until this training ends there is no model, and least of all an older one.
             shutil.rmtree(self.out / CHECKPOINT, ignore_errors=True)
         tokenizer = Tokenizer.load(self.out / "tokenizer")
-        batches = self._batches(tokenizer)
-        model = CausalLM(model_config(self.recipe.model, tokenizer))
-        model.initialise(derive_seed(self.recipe.seed, "weights"))
-        settings = self.recipe.train.model_dump(exclude={"tokens_per_step"})
-        result = train(model, batches, TrainConfig(**settings, seed=self.recipe.seed), folder)
-        write_json(folder / "result.json", asdict(result) | {"dropped": batches.dropped})
-        save_checkpoint(self.out / CHECKPOINT, model, tokenizer)
+        self._training.train(
+            folder,
+            lambda model: save_checkpoint(self.out / CHECKPOINT, model, tokenizer),
+            more={"dropped": self._training.batches.dropped},
+        )
 
     def evaluate(self, folder: Path) -> None:
         """Answer every held-out question and score the answers."""
@@ -234,6 +248,8 @@ class Work:
 
     def report(self, done: Progress, manifest: dict[str, Any]) -> None:
         """Write ``results.json``, ``metrics.jsonl`` and ``report.html`` into the run."""
+        from hone.recipes.from_scratch import split_memory
+
         out = self.out
         speed = read_json(out / "eval" / "speed.json")
         variants = self.variants()
@@ -246,6 +262,7 @@ class Work:
             seconds=seconds,
             parameters=speed["parameters"],
         )
+        figures["memory"] = split_memory(trained)[1]
         write_json(out / "results.json", figures)
         with atomic_path(out / "metrics.jsonl") as temporary:
             shutil.copyfile(out / "train" / "metrics.jsonl", temporary)

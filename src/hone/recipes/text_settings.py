@@ -56,11 +56,10 @@ class TextTraining(TrainSettings):
     """Of a word, all tokens are hidden or none; with the objective ``masked``."""
     evaluate_every: Annotated[int, Field(ge=0)] = 100
     """Steps between measurements of the held-out loss; 0 is only at the end."""
+    prompts: tuple[str, ...] = ()
+    """Continued at every such measurement, into ``metrics.jsonl``. Causal models only."""
     keep_best: bool = False
     """Take the weights of the lowest held-out loss, not the last ones."""
-    sample_every: Annotated[int, Field(ge=0)] = 0
-    """Steps between continuations of ``prompts``; 0 for none. Causal models only."""
-    prompts: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _fits_the_objective(self) -> Self:
@@ -68,8 +67,11 @@ class TextTraining(TrainSettings):
             raise ValueError("share means nothing with the objective causal; leave it out")
         if self.whole_words and self.objective != "masked":
             raise ValueError(f"whole_words means nothing with the objective {self.objective}")
-        if self.sample_every and (self.objective != "causal" or not self.prompts):
-            raise ValueError("sample_every needs prompts, and the objective causal")
+        if self.prompts and self.objective != "causal":
+            raise ValueError(f"prompts mean nothing with the objective {self.objective}")
+        for key in ("prompts", "keep_best"):
+            if getattr(self, key) and not self.evaluate_every:
+                raise ValueError(f"{key} needs evaluate_every, which is 0")
         return self
 
 

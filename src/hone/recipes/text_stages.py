@@ -11,12 +11,11 @@ metrics.jsonl, results.json, report.html, manifest.json, recipe.json
 import platform
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from hone.core.errors import ConfigError, DataError
 from hone.core.files import atomic_path, read_json, sha256_file, write_json
@@ -29,11 +28,17 @@ from hone.data.denoising import Infilling, SpanCorruption
 from hone.data.masking import Masked
 from hone.data.pretraining import Causal, Task, text_batches
 from hone.data.rows import Rows
+from hone.parallel import Processes
+from hone.plan import Plan
 from hone.recipes.run import HABITS
 from hone.recipes.runner import RECIPE_FILE, Progress, Stage, run_stages
 from hone.recipes.text_settings import Objective, TextRecipe
+from hone.recipes.together import Together
 from hone.text.tokenizer import Tokenizer
 from hone.text.training import MASK, character_tokenizer, with_tokens
+
+if TYPE_CHECKING:
+    from hone.recipes.from_scratch import FromScratch
 
 _HEADS: dict[Objective, Literal["causal", "masked", "seq2seq"]] = {
     "causal": "causal",
@@ -44,17 +49,36 @@ _HEADS: dict[Objective, Literal["causal", "masked", "seq2seq"]] = {
 # As many as T5 has: no text of a few thousand tokens has more dropped spans.
 _SENTINELS = 100
 _LIBRARIES = ("torch", "numpy", "tokenizers", "safetensors")
-_FOLLOWING = {"evaluate_every", "sample_every", "prompts"}
+# Held-out batches that a loss along the way is measured on; the score at the end is on all.
+_EVALUATED = 16
 
 
-def run_text_recipe(recipe: TextRecipe, out: Path, fresh: bool = False) -> Path:
+def run_text_recipe(
+    recipe: TextRecipe,
+    out: Path,
+    fresh: bool = False,
+    processes: Processes | None = None,
+    on_plan: Callable[[Plan], None] = lambda plan: None,
+) -> Path:
     """Run what is not done yet of ``recipe`` in the folder ``out``; returns ``out``.
+
+    Args:
+        fresh: forget what an earlier run left in the folder.
+        processes: those that train together, each of which calls this.
+        on_plan: called with what training is predicted to take, before it begins.
 
     Raises:
         HoneError: a stage failed. What was finished is kept; the same call goes on from there.
     """
-    work = TextWork(recipe, out)
+    processes = processes or Processes()
+    work = TextWork(recipe, out, processes)
+    together = Together(processes, work.train)
+    if not processes.first:
+        together.follow(out / "train")
+        return out
     inputs = work.inputs()
+    # What is measured along the way changes the weights where the best of them are taken.
+    following = {"prompts"} if recipe.train.keep_best else {"prompts", "evaluate_every"}
 
     def dump(settings: Any, without: set[str] | None = None) -> dict[str, Any]:
         return settings.model_dump(mode="json", exclude=without)
@@ -71,17 +95,19 @@ def run_text_recipe(recipe: TextRecipe, out: Path, fresh: bool = False) -> Path:
             {
                 "data": dump(recipe.data),
                 "model": dump(recipe.model),
-                "train": dump(recipe.train, HABITS | _FOLLOWING),
+                "train": dump(recipe.train, HABITS | following),
                 "seed": recipe.seed,
             },
-            work.train,
+            together.train,
             in_place=True,
+            check=lambda: on_plan(work.check()),
         ),
         Stage("eval", {}, work.evaluate),
     ]
     done = run_stages(
         stages, out, fresh=fresh, prepare=lambda: write_json(out / RECIPE_FILE, dump(recipe))
     )
+    together.finish()
     work.finish(done, inputs)
     return out
 
@@ -89,8 +115,8 @@ def run_text_recipe(recipe: TextRecipe, out: Path, fresh: bool = False) -> Path:
 class TextWork:
     """The stages of one run; each method writes its result into the folder that it is given."""
 
-    def __init__(self, recipe: TextRecipe, out: Path) -> None:
-        self.recipe, self.out = recipe, out
+    def __init__(self, recipe: TextRecipe, out: Path, processes: Processes) -> None:
+        self.recipe, self.out, self._processes = recipe, out, processes
 
     def inputs(self) -> dict[str, Any]:
         """Every text file with its hash.
@@ -158,7 +184,9 @@ class TextWork:
             write_corpus(folder / "tokens", ids, tokenizer.vocab_size, tokenizer.eos_id)
             bar.advance()
 
+    @cached_property
     def _corpora(self) -> tuple[Corpus, Corpus]:
+        """What is trained on, and what is not."""
         corpus = Corpus.open(self.out / "corpus" / "tokens")
         return corpus.split(self.recipe.data.held_out, by_document=corpus.documents > 20)
 
@@ -177,67 +205,77 @@ class TextWork:
         return Infilling.of(tokenizer, start, share=settings.share or 0.3)
 
     def _batches(self, corpus: Corpus, tokens: int, seed: int) -> PackedBatches:
-        length = self.recipe.train.length or self.recipe.model.context
         cut: Literal["documents", "windows"] = "windows"
         if self.recipe.data.separate and corpus.documents > 1:
             cut = "documents"
-        return text_batches(corpus, self._task(), length, tokens, seed, cut=cut)
+        return text_batches(corpus, self._task(), self._length, tokens, seed, cut=cut)
 
-    def _held_out(self, corpus: Corpus) -> list[Batch]:
-        batches = self._batches(corpus, 8192, seed=0)
+    @property
+    def _length(self) -> int:
+        return self.recipe.train.length or self.recipe.model.context
+
+    def _held_out(self) -> list[Batch]:
+        try:
+            batches = self._batches(self._corpora[1], 8192, seed=0)
+        except DataError as error:
+            raise DataError(
+                f'The recipe\'s "data.held_out" is {self.recipe.data.held_out}, which is '
+                f"{len(self._corpora[1]):,} tokens, too few for one piece of {self._length}. Raise "
+                'it, give more text, or make "train.length" smaller.'
+            ) from error
         return [batches.at(step) for step in range(batches.batches_per_epoch)]
+
+    @cached_property
+    def _training(self) -> "FromScratch":
+        from hone.recipes.architecture import model_config
+        from hone.recipes.from_scratch import FromScratch
+
+        recipe, settings = self.recipe, self.recipe.train
+        config = model_config(recipe.model, self.tokenizer, _HEADS[settings.objective])
+        seed = derive_seed(recipe.seed, "batches")
+        batches = self._batches(self._corpora[0], settings.tokens_per_step, seed)
+        return FromScratch(config, batches, settings, recipe.seed, self._processes)
+
+    def check(self) -> Plan:
+        """Refuse a training that cannot be done, before an earlier one is replaced."""
+        self._held_out()
+        return self._training.check()
 
     def train(self, folder: Path) -> None:
         """Train the model; unfinished work is found in ``folder`` and taken up again."""
         from hone.evals.held_out import held_out_loss
-        from hone.models import make_model, save_checkpoint
-        from hone.recipes.architecture import model_config
+        from hone.models import save_checkpoint
         from hone.recipes.finetune.answers import continue_prompts
         from hone.recipes.trackers import make_trackers
-        from hone.train import TrainConfig, train
 
-        if not (folder / "checkpoints").exists():
+        recipe, tokenizer = self.recipe, self.tokenizer
+        if self._processes.first and not (folder / "checkpoints").exists():
             shutil.rmtree(self.out / "checkpoint", ignore_errors=True)
-        recipe, settings = self.recipe, self.recipe.train
-        tokenizer, (training, other) = self.tokenizer, self._corpora()
-        model = make_model(model_config(recipe.model, tokenizer, _HEADS[settings.objective]))
-        model.initialise(derive_seed(recipe.seed, "weights"))
-        seed = derive_seed(recipe.seed, "batches")
-        batches = self._batches(training, settings.tokens_per_step, seed)
-        held_out = self._held_out(other)
-        every = settings.evaluate_every
-        if settings.sample_every:
-            every = min(every or settings.sample_every, settings.sample_every)
+        held_out = self._held_out()[:_EVALUATED]
 
         def evaluate(model: Any, step: int) -> Mapping[str, Any]:
-            figures: dict[str, Any] = {}
-            if settings.evaluate_every and step % settings.evaluate_every == 0:
-                figures["loss"] = held_out_loss(model, held_out)
-            if settings.sample_every and step % settings.sample_every == 0:
-                figures["samples"] = continue_prompts(model, tokenizer, None, settings.prompts)
+            figures: dict[str, Any] = {"loss": held_out_loss(model, held_out)}
+            if recipe.train.prompts:
+                prompts = recipe.train.prompts
+                figures["samples"] = continue_prompts(model, tokenizer, None, prompts)
             return figures
 
-        apart = {"tokens_per_step", "objective", "length", "share", "whole_words"}
-        values = settings.model_dump(exclude=apart | _FOLLOWING)
-        result = train(
-            model,
-            batches,
-            TrainConfig(**values, evaluate_every=every, seed=recipe.seed),
+        self._training.train(
             folder,
-            trackers=make_trackers(recipe.trackers, folder, recipe.name),
+            lambda model: save_checkpoint(self.out / "checkpoint", model, tokenizer),
             evaluate=evaluate,
+            trackers=make_trackers(recipe.trackers, folder, recipe.name),
         )
-        save_checkpoint(self.out / "checkpoint", model, tokenizer)
-        write_json(folder / "result.json", asdict(result))
 
     def evaluate(self, folder: Path) -> None:
         """Score what was written on the held-out text."""
         from hone.evals.held_out import held_out_scores
         from hone.models import load_model
+        from hone.recipes.machine import find_device
 
-        model = load_model(self.out / "checkpoint", "float32", head=None)
-        scores = held_out_scores(model, self._held_out(self._corpora()[1]))
-        write_json(folder / "scores.json", scores)
+        device = find_device(self.recipe.train.device)
+        model = load_model(self.out / "checkpoint", "float32", device, head=None)
+        write_json(folder / "scores.json", held_out_scores(model, self._held_out()))
 
     def finish(self, done: Progress, inputs: dict[str, Any]) -> None:
         """Write ``manifest.json``, ``metrics.jsonl``, ``report.html`` and ``results.json``."""
@@ -246,9 +284,11 @@ class TextWork:
         from hone.evals.formatting import duration, quantity
         from hone.evals.held_out import RISING
         from hone.evals.training_report import TrainingReport, read_metrics, write_training_report
+        from hone.recipes.from_scratch import split_memory
 
         out, recipe = self.out, self.recipe
         trained, scores = read_json(out / "train/result.json"), read_json(out / "eval/scores.json")
+        predicted_parts, memory = split_memory(trained)
         checkpoint = out / "checkpoint"
         files = sorted(checkpoint.glob("*.safetensors"))
         outputs = {file.relative_to(out).as_posix(): sha256_file(file) for file in files}
@@ -283,7 +323,9 @@ class TextWork:
                     "Trained tokens": quantity(trained["trained_tokens"]),
                     "Training": duration(trained["seconds"]),
                 },
-                measured=trained["peak_bytes"],
+                memory=predicted_parts,
+                predicted=memory["predicted_bytes"],
+                measured=memory["measured_bytes"],
                 settings={
                     key: value for key, value in manifest.items() if key not in ("stages", "hone")
                 },
@@ -292,7 +334,8 @@ class TextWork:
         )
         # Last, since a run with results is a finished one.
         pairs = {name: {"before": None, "after": value} for name, value in scores.items()}
-        write_json(out / "results.json", {"kind": "pretrain", "scores": pairs, "train": trained})
+        found = {"kind": "pretrain", "scores": pairs, "train": trained, "memory": memory}
+        write_json(out / "results.json", found)
 
     def next_commands(self) -> list[str]:
         """What to type after the run."""

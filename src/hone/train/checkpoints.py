@@ -88,7 +88,7 @@ class CheckpointStore:
             CheckpointError: it does not read back as it was written; nor is it among them.
             HoneError: the folder cannot be written.
         """
-        target = self.folder / f"step-{step:08d}"
+        target = self._path(step)
         with atomic_dir(target) as temporary:
             digest = _write_safetensors(temporary / _STATE, tensors)
             if _read_from_disk(temporary / _STATE) != digest:
@@ -131,12 +131,27 @@ class CheckpointStore:
             )
         return None
 
+    def at(self, step: int) -> Checkpoint:
+        """The checkpoint of ``step``.
+
+        Raises:
+            CheckpointError: there is none, or it is damaged.
+        """
+        path = self._path(step)
+        manifest, damage = _verified_manifest(path)
+        if damage:
+            raise CheckpointError(damage)
+        return Checkpoint(path, step, manifest)
+
     def clear(self) -> None:
         """Delete all checkpoints."""
         for _, path in self._all():
             _delete(path)
         if self.folder.is_dir():
             remove_leftovers(self.folder)
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
 
     def _all(self) -> list[tuple[int, Path]]:
         """(step, folder), oldest first."""

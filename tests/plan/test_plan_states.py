@@ -61,6 +61,7 @@ def test_constants_are_those_of_the_code_that_is_planned():
     assert (pack.BLOCK, pack.UNCUT) == (packed._BLOCK, packed._UNCUT)
     assert pack.LONGEST_KEPT == packed._LONGEST_KEPT
     assert passes.CHUNK_BYTES == cross_entropy._CHUNK_BYTES
+    assert passes.FEWEST_ROWS == cross_entropy._FEWEST_ROWS
     assert passes.AT_ONCE == {"cpu": nf4._CPU_AT_ONCE, "cuda": nf4._GPU_AT_ONCE}
     numbers = (blocks.SCAN_NUMBERS, blocks.SCAN_FEWEST, blocks.SCAN_MOST)
     assert numbers == (scan._BLOCK, scan._FEWEST_TOKENS, scan._MOST_TOKENS)

@@ -16,7 +16,7 @@ from hone.plan.weights import is_tied, output_rows
 
 _FLOAT32, _INT64 = 4, 8
 # One chunk of the logits of ``projected_cross_entropy``.
-CHUNK_BYTES = 8 << 20
+CHUNK_BYTES, FEWEST_ROWS = 8 << 20, 256
 # Weights in NF4 that are dequantized at a time.
 AT_ONCE = {"cpu": 2**20, "cuda": 2**24}
 
@@ -238,7 +238,8 @@ def _chunked_loss(
 ) -> None:
     """``projected_cross_entropy``: gradients are made with the loss, and passed on as they are."""
     scores, size = config.vocab_size, config.hidden_size
-    chunk = _FLOAT32 * scores * max(1, min(rows, CHUNK_BYTES // (_FLOAT32 * scores)))
+    most = max(FEWEST_ROWS, CHUNK_BYTES // (_FLOAT32 * scores))
+    chunk = _FLOAT32 * scores * max(1, min(rows, most))
     temporary = (3 if config.logit_softcap is not None else 2) * chunk
     own = _FLOAT32 * scores * size if trained else 0
     if number != _FLOAT32:

@@ -18,6 +18,7 @@ from hone.cli.app import app
 from hone.core.config import Settings, parse
 from hone.core.errors import RequestError
 from hone.recipes.settings import Recipe, load_recipe
+from hone.recipes.text_settings import TextRecipe
 from hone.sql import ValueIndex, open_database, read_schema
 from hone.text.prompts import text2sql_prompt
 
@@ -159,7 +160,8 @@ def test_settings_and_data_can_be_read(page):
     for _, text, _ in blocks(page, "toml"):
         values = tomllib.loads(text)
         if "data" in values:
-            parse(Recipe, values, page)
+            on_text = "text" in values.get("data", {})
+            parse(TextRecipe if on_text else Recipe, values, page)
         else:
             assert values.keys() <= {"tables", "columns"}
     for _, text, _ in blocks(page, "json"):

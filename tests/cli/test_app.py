@@ -9,7 +9,8 @@ import pytest
 
 from hone.sql.sample import write_sample_database
 
-COMMANDS = ("demo", "run", "ask", "generate", "chat", "quantize", "show", "push")
+COMMANDS = ("demo", "run", "finetune", "plan", "runs", "data", "ask", "generate", "chat")
+COMMANDS += ("quantize", "merge", "show", "push")
 
 
 def hone(*arguments: object, folder=None) -> subprocess.CompletedProcess:

@@ -105,15 +105,19 @@ def cross_attention(
     )
 
 
-def shared_bias(config: ModelConfig, pack: Pack, learnt: bool) -> int:
-    """Bytes of the bias of a stack, made once for all layers, and of its gradient."""
+def shared_bias(config: ModelConfig, pack: Pack, learnt: bool, again: bool) -> int:
+    """Bytes that all layers of a stack keep of the bias of relative positions, and its gradient.
+
+    The bias itself is gone after the forward pass, unless attention is computed ``again``, or it is
+    added to the scores as it is: where nothing is hidden and nothing learnt.
+    """
     if not isinstance(config.positions, Alibi | Buckets) or config.mixer != "attention":
         return 0
     pairs = sum(length**2 for length in {group.length for group in pack.groups})
     scores = _FLOAT32 * config.num_attention_heads * pairs
-    if isinstance(config.positions, Alibi) or not learnt:
-        return scores
-    return 2 * scores + 8 * pairs  # the buckets, as int64, are kept for the gradient
+    kept = scores if again or not (config.causal or learnt) else 0
+    # The gradient, and the buckets as int64.
+    return kept + (scores + 8 * pairs if learnt else 0)
 
 
 def _packed(tape: Tape, qkv: Buffer, heads: Heads, pack: Pack, number: int) -> Buffer:
@@ -175,16 +179,17 @@ def _general(
         extra = row * slots * 3 * h + times * number * scores + (pairs if hidden else 0)
         if heads.softcap and number != _FLOAT32:
             extra += (_FLOAT32 - number) * scores * times
-        width = _FLOAT32 if heads.softcap else number
-        work = width * scores + 2 * row * slots * h + (number * h * pairs if heads.learnt else 0)
-        back = max(0, 2 * width * scores + row * tokens * (h - joint)) + (
-            number * h * pairs if heads.learnt else 0
-        )
+        # One group at a time.
+        largest = (_FLOAT32 if heads.softcap else number) * h
+        largest *= max(count * length**2 for count, length in pack.groups)
+        added = number * h * pairs if heads.learnt else 0
+        work = largest + 2 * row * slots * h + added
+        back = max(0, 2 * largest + row * tokens * (h - joint)) + added
         return tape.op(
             qkv, size=row * tokens * h, extra=extra, work=work, back=back, piece="inside"
         )
     if heads.bias:
-        extra += number * h * pairs if hidden else 0
+        extra += number * h * pairs if hidden or number != _FLOAT32 else 0
     elif hidden:
         extra += number * pairs
     return tape.op(

@@ -268,9 +268,7 @@ class BlockTape:
         elif activation == "silu":
             inner = self.tape.op(wide, size=half, keeps=(wide,), back=half, piece="cheap")
         else:
-            inner = self.tape.op(
-                wide, size=half, keeps=(wide,), extra=half, back=3 * half, piece="cheap"
-            )
+            inner = self.tape.op(wide, size=half, keeps=(wide,), extra=half, piece="cheap")
         return self.product(inner, f"{path}.down_proj")
 
     def _experts(self, x: Buffer) -> Buffer:
@@ -321,18 +319,25 @@ class BlockTape:
         y = self.product(y, "mixer.out_proj")
         self.add(self.rows(self.x, self.setting.rows), y)
 
-    def _convolution(self, mixed: Buffer, joint: Buffer) -> Buffer:
-        """``silu(convolution)`` of a part of ``joint``, which is kept whole."""
-        out = mixed.size
-        wide = self.n * (out // self.c // self.n) * _FLOAT32
+    def _parts(self, joint: Buffer, *sizes: int) -> list[Buffer]:
+        """Views of ``joint``, whose gradients wait until they are joined to one."""
+        first, *others = sizes
+        nothing = Buffer(0, joint.wanted)
+        rest = [self.tape.op(nothing, size=0, gradient=size) for size in others]
+        return [self.tape.op(joint, size=0, gradient=first), *rest]
+
+    def _convolution(self, part: Buffer, joint: Buffer) -> Buffer:
+        """``silu(convolution)`` of ``part``, a view of ``joint``; in float32."""
+        numbers = part.gradient // self.c
+        wide = _FLOAT32 * numbers
         converted = wide if self.c != _FLOAT32 else 0
         return self.tape.op(
-            mixed,
-            size=out,
+            part,
+            size=part.gradient,
             keeps=() if converted else (joint,),
-            extra=out + converted,
+            extra=part.gradient + converted,
             work=converted,
-            back=out + converted,
+            back=wide + converted + _FLOAT32 * min(numbers, _CONVOLVED),
             piece="cheap",
         )
 
@@ -340,76 +345,80 @@ class BlockTape:
         space, c, n = self.config.state_space, self.c, self.n
         assert space is not None
         inner, state = space.inner * n, space.state
+        wide = _FLOAT32 * inner
         joint = self.product(x, "mixer.in_proj")
-        # The halves are views; their gradients are made apart and joined.
-        u = self.tape.op(joint, size=0, back=0)
-        u.size = 0
-        u = self.tape.op(
-            u,
-            size=inner * c,
-            keeps=(joint,),
-            extra=inner * c,
-            back=inner * c,
-            piece="cheap",
-        )
+        half, gate = self._parts(joint, inner * c, inner * c)
+        u = self._convolution(half, joint)
         parts = self.product(u, "mixer.x_proj")
         step = self.product(self.tape.op(parts, size=n * space.rank * c), "mixer.dt_proj")
         delta = self.tape.op(step, size=inner * c, keeps=(step,), piece="cheap")
-        blocks, scratch = scan_blocks(self.setting.pack.lengths, space.inner, state)
-        decays = _FLOAT32 * space.inner * state
+        lengths = self.setting.pack.lengths
+        blocks, scratch = scan_blocks(lengths, space.inner, state)
+        states = _FLOAT32 * space.inner * state
         y = self.tape.op(
             u,
             delta,
             parts,
-            size=inner * _FLOAT32,
+            size=wide,
             keeps=(u, delta, parts),
-            extra=blocks * decays,
-            work=inner * _FLOAT32 + 2 * scratch,
-            back=inner * _FLOAT32 + 4 * scratch + 2 * decays,
-            weights=c * space.inner * (state + 1),
+            extra=blocks * states + len(lengths) * states,
+            work=wide + 2 * scratch,
+            # The slices of what it reads are gradients of their own.
+            back=2 * wide + 4 * scratch + 2 * states,
+            weights=c * space.inner * state,
         )
+        # What passes by the state; the gradient of y is passed on.
+        y = self.tape.op(y, u, size=wide, keeps=(u,), weights=c * space.inner)
         return self.tape.op(
             y,
+            gate,
             size=inner * c,
             keeps=(y, joint),
             extra=inner * c,
-            back=2 * joint.size + inner * c,
+            back=inner * c,
             piece="cheap",
         )
 
     def _mamba2(self, x: Buffer) -> Buffer:
         space, c, n = self.config.state_space, self.c, self.n
         assert space is not None
-        inner = space.inner * n
+        inner, times = space.inner * n, space.heads * n
         mixed = inner + 2 * space.groups * space.state * n
+        wide = _FLOAT32 * inner
         joint = self.product(x, "mixer.in_proj")
-        u = self.tape.op(joint, size=0)
-        u = self.tape.op(
-            u, size=mixed * c, keeps=(joint,), extra=mixed * c, back=mixed * c, piece="cheap"
-        )
-        chunks = sum(-(length // -_CHUNK) for length in self.setting.pack.lengths)
+        part, gate, step = self._parts(joint, mixed * c, inner * c, times * c)
+        u = self._convolution(part, joint)
+        delta = self.tape.op(step, size=times * c, extra=2 * times * c, back=2 * times * c)
+        lengths = self.setting.pack.lengths
+        chunks = sum(-(length // -_CHUNK) for length in lengths)
         state = _FLOAT32 * space.inner * space.state
         across = 4 * _FLOAT32 * space.heads * _CHUNK * _CHUNK
-        times = _FLOAT32 * n * space.heads
         y = self.tape.op(
             u,
-            size=inner * _FLOAT32,
-            keeps=(u,),
-            extra=chunks * state + 4 * times + len(self.setting.pack.lengths) * state,
-            work=across + inner * _FLOAT32,
-            back=across + mixed * _FLOAT32 + 2 * state,
-            weights=0,
+            delta,
+            size=wide,
+            keeps=(u, delta),
+            extra=chunks * state + 2 * len(lengths) * state,
+            work=across + wide,
+            back=across + mixed * _FLOAT32 + len(lengths) * state,
+            weights=c * 2 * space.heads,
         )
+        y = self.tape.op(y, u, size=wide, keeps=(u,), weights=c * space.heads)
+        trained = self.layers["mixer.norm"].trained
         return self.tape.op(
             y,
+            gate,
             size=inner * c,
             keeps=(y, joint),
-            extra=3 * inner * _FLOAT32,
-            back=3 * inner * _FLOAT32 + joint.size,
+            extra=(3 if trained else 2) * wide,
+            back=2 * wide,
+            weights=c * space.inner if trained else 0,
             piece="cheap",
         )
 
 
+# Numbers that the convolution's gradient is computed of at a time, as in ``hone.kernels``.
+_CONVOLVED = 1 << 18
 # Tokens of a chunk of Mamba-2, and the blocks of Mamba's scan, as in ``hone.kernels``.
 _CHUNK = 64
 SCAN_NUMBERS, SCAN_FEWEST, SCAN_MOST = 1 << 19, 16, 64

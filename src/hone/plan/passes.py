@@ -89,14 +89,14 @@ def pass_memory(
         batch += _batch_bytes(config.encoder, source)
         # The gradient of what the encoder gives, to which every block of the decoder adds.
         held += source.tokens * config.hidden_size * c
-        held += shared_bias(config.encoder, source, learnt)
+        held += shared_bias(config.encoder, source, learnt, saving.mode != "none")
         read = source
     rows = None if stage == "first" or _reads_all(config) else scored
     path = "model" if config.encoder is None else "model.decoder"
     learnt = numbers.trains_bias(path)
     setting = Setting(c, pack, keeps, rows, read, dropout, at_once, learnt)
     parts += _stack(config, path, setting, numbers, saving, stage)
-    held += shared_bias(config, pack, learnt)
+    held += shared_bias(config, pack, learnt, saving.mode != "none")
     body = chain(parts)
     end = [] if stage == "first" else [_head(config, numbers, pack, scored)]
     whole = chain([*parts, *end])

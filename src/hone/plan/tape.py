@@ -24,12 +24,18 @@ class Buffer:
     """One tensor.
 
     Attributes:
-        size: its bytes.
+        size: its bytes; 0 for a view of another.
         wanted: a gradient flows through it.
+        gradient: bytes of its gradient.
     """
 
     size: int
     wanted: bool = True
+    gradient: int = -1
+
+    def __post_init__(self) -> None:
+        if self.gradient < 0:
+            self.gradient = self.size
 
 
 @dataclass(slots=True, eq=False)
@@ -113,6 +119,7 @@ class Tape:
         weights: int = 0,
         same: bool = False,
         piece: Piece = "",
+        gradient: int = -1,
     ) -> Buffer:
         """Note one operation; returns what it makes.
 
@@ -127,9 +134,10 @@ class Tape:
             weights: bytes of the gradients of its weights.
             same: the gradient of its output is that of every input: nothing is made for them.
             piece: what selective recomputation makes of it.
+            gradient: bytes of the gradient of its output, where that is a view of size 0.
         """
         wanted = bool(weights) or any(read.wanted for read in reads)
-        out = Buffer(size, wanted)
+        out = Buffer(size, wanted, gradient)
         kept = (*keeps, out) if keeps_out else tuple(keeps)
         if not wanted:
             kept, extra, work, piece = (), 0, work + extra, ""
@@ -155,20 +163,19 @@ class Tape:
         makers = {id(op.out): op for op in self.ops if op.piece == "cheap"}
         saved = []
         for op in self.ops:
-            again = [read for read in op.keeps if id(read) in makers and read is not op.out]
-            keeps = [read for read in op.keeps if id(read) not in makers]
+            asked = [*op.keeps, *(op.reads if op.piece else ())]
+            asked = [buffer for buffer in dict.fromkeys(asked) if buffer is not op.out]
+            again = [buffer for buffer in asked if id(buffer) in makers]
+            keeps = [buffer for buffer in asked if id(buffer) not in makers]
             for made in again:  # what it is made of is kept in its place
-                maker = makers[id(made)]
-                keeps += [read for read in maker.reads if read not in keeps]
+                keeps += [read for read in makers[id(made)].reads if read not in keeps]
             recomputed = sum(made.size + makers[id(made)].work for made in again)
+            if op.out in op.keeps and not op.piece:
+                keeps.append(op.out)
             extra = op.extra
-            if op.piece:
-                keeps = list(dict.fromkeys((*op.reads, *(k for k in keeps if k is not op.out))))
-                small = op.extra * _SMALL <= op.reads[0].size
-                recomputed += 0 if small else op.extra
-                if op.extra and not small:
-                    recomputed += op.out.size
-                extra = op.extra if small else 0
+            if op.piece and op.extra * _SMALL > op.reads[0].gradient:
+                recomputed += op.extra + op.out.size
+                extra = 0
             saved.append(_Saved(tuple(keeps), extra, recomputed))
         return saved
 
@@ -204,7 +211,7 @@ class Tape:
             if not op.out.wanted or gradient is None:
                 continue
             made = [read for read in op.reads if read.wanted]
-            fresh = 0 if op.same else sum(read.size for read in made)
+            fresh = 0 if op.same else sum(read.gradient for read in made)
             most = max(most, level + fresh + op.back + op.weights + each.recomputed)
             weights += op.weights
             level += fresh + (op.weights if self.keeps_gradients else 0) - each.extra
@@ -213,7 +220,7 @@ class Tape:
                 if not savers[id(buffer)]:
                     level -= buffer.size
             for read in made:
-                new = gradient if op.same else Buffer(read.size)
+                new = gradient if op.same else Buffer(read.gradient)
                 users[id(new)] = users.get(id(new), 0) + 1
                 old = gradients.setdefault(id(read), new)
                 if old is new:
@@ -221,9 +228,9 @@ class Tape:
                 # Added to the one that is there, in place unless another tensor has it too.
                 if users[id(old)] > 1:
                     users[id(old)] -= 1
-                    gradients[id(read)] = both = Buffer(read.size)
+                    gradients[id(read)] = both = Buffer(read.gradient)
                     users[id(both)] = 1
-                    level += read.size
+                    level += read.gradient
                     most = max(most, level)
                 level -= _drop(users, new)
             level -= _drop(users, gradient)

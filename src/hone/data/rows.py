@@ -26,7 +26,7 @@ from hone.data.read import iterate_jsonl
 
 Row = tuple[int, dict[str, Any]]
 SCHEME = "hf://"
-_TEXT = (".txt", ".md", ".text")
+PLAIN_TEXT = (".txt", ".md", ".text")
 _LINES = (".jsonl", ".ndjson")
 _CHUNK = 1 << 20
 
@@ -90,7 +90,7 @@ class Rows:
             return _parquet_rows(path)
         if kind in (".csv", ".tsv"):
             return _csv_rows(path, "\t" if kind == ".tsv" else ",")
-        if kind in _TEXT:
+        if kind in PLAIN_TEXT:
             return _text_rows(path)
         with open_bytes(path):  # that there is no such file is worth more than its suffix
             pass

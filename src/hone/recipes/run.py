@@ -21,6 +21,7 @@ from hone.core.files import read_json, sha256_file, write_json
 from hone.evals.summary import Variant
 from hone.parallel import Processes
 from hone.plan import Plan
+from hone.recipes.machine import find_device
 from hone.recipes.runner import RECIPE_FILE, Progress, Stage, run_stages
 from hone.recipes.settings import Recipe, TrainSettings
 from hone.recipes.stages import SAMPLE, SAMPLE_FILE, Work
@@ -66,6 +67,7 @@ def run_recipe(
         together.follow(out / "train")
         return out
     inputs = work.inputs()
+    find_device(recipe.train.device)  # before any work is done in vain
     stages = [
         Stage("database", {"database": inputs}, work.database),
         Stage("questions", {"data": _dump(recipe.data), "seed": recipe.seed}, work.questions),

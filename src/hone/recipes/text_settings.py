@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from hone.core.config import Settings, override, parse, read_toml
+from hone.core.errors import ConfigError
 from hone.recipes.settings import ModelSettings, Positive, TrainSettings, absolute
 
 Objective = Literal["causal", "masked", "spans", "infilling"]
@@ -19,7 +20,9 @@ class TextData(Settings):
     """
 
     text: tuple[str, ...]
-    """Files: text, JSONL, JSON, Parquet, CSV or TSV with a column ``text``."""
+    """Files: plain text, or JSONL, JSON, Parquet, CSV or TSV, where each row is a document."""
+    column: str = "text"
+    """Where a row has its text."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """The share of the text that is not trained on: its end."""
     separate: bool = True
@@ -98,6 +101,11 @@ def load_text_recipe(path: Path, assignments: Iterable[str] = ()) -> TextRecipe:
     values = override(read_toml(path), assignments)
     values.setdefault("name", path.stem)
     recipe = parse(TextRecipe, values, path)
+    length, context = recipe.train.length, recipe.model.context
+    if length is not None and length > context:
+        raise ConfigError(
+            f'{path}: "train.length" is {length}, more than the {context} of "model.context".'
+        )
     files = tuple(absolute(file, "data.text", path) for file in recipe.data.text)
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"text": files})})
 

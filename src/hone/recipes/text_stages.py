@@ -25,11 +25,13 @@ from hone.core.seeds import derive_seed
 from hone.data import Batch, PackedBatches
 from hone.data.corpus import Corpus, encode_texts, write_corpus
 from hone.data.denoising import Infilling, SpanCorruption
+from hone.data.files import kind_of
 from hone.data.masking import Masked
 from hone.data.pretraining import Causal, Task, text_batches
-from hone.data.rows import Rows
+from hone.data.rows import PLAIN_TEXT, Rows
 from hone.parallel import Processes
 from hone.plan import Plan
+from hone.recipes.machine import find_device
 from hone.recipes.run import HABITS
 from hone.recipes.runner import RECIPE_FILE, Progress, Stage, run_stages
 from hone.recipes.text_settings import Objective, TextRecipe
@@ -77,6 +79,7 @@ def run_text_recipe(
         together.follow(out / "train")
         return out
     inputs = work.inputs()
+    find_device(recipe.train.device)  # before any work is done in vain
     # What is measured along the way changes the weights where the best of them are taken.
     following = {"prompts"} if recipe.train.keep_best else {"prompts", "evaluate_every"}
 
@@ -86,7 +89,12 @@ def run_text_recipe(
     stages = [
         Stage(
             "tokenizer",
-            {"inputs": inputs, "for": recipe.train.objective, **dump(recipe.tokenizer)},
+            {
+                "inputs": inputs,
+                "column": recipe.data.column,
+                "for": recipe.train.objective,
+                **dump(recipe.tokenizer),
+            },
             work.tokenizer_stage,
         ),
         Stage("corpus", {}, work.corpus_stage),
@@ -136,12 +144,13 @@ class TextWork:
 
     def _texts(self) -> Iterator[str]:
         for file in self.recipe.data.text:
-            rows = Rows(file)
+            name = "text" if kind_of(file) in PLAIN_TEXT else self.recipe.data.column
+            rows = Rows(file, {"text": name})
             for number, row in rows:
-                text = row.get("text")
+                text = row["text"]
                 if not isinstance(text, str):
                     raise DataError(
-                        f'{rows.where(number)}: "text" must be a text, found {text!r:.60}.'
+                        f'{rows.where(number)}: "{name}" must be a text, found {text!r:.60}.'
                     )
                 yield text
 
@@ -271,7 +280,6 @@ class TextWork:
         """Score what was written on the held-out text."""
         from hone.evals.held_out import held_out_scores
         from hone.models import load_model
-        from hone.recipes.machine import find_device
 
         device = find_device(self.recipe.train.device)
         model = load_model(self.out / "checkpoint", "float32", device, head=None)

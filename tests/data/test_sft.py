@@ -262,6 +262,18 @@ def test_every_answer_is_trained_once_or_counted(max_length, sizes, last):
     assert list(report.lengths) == [sample.length for sample in samples]
 
 
+def test_half_of_a_surrogate_pair_is_read_as_serving_reads_it():
+    writer = writer_of("chatml")
+    messages = [
+        {"role": "user", "content": "웃어 \ud83d"},
+        {"role": "assistant", "content": "네 \ude00 하하"},
+    ]
+    (sample,), _ = tokenise([Conversation(messages, None, 1)], writer, LONG)
+    prompt = writer.prompt_ids(messages[:1])
+    assert whole(sample)[: len(prompt)] == prompt
+    assert trained(writer, sample) == ["네 ? 하하<|im_end|>"]
+
+
 def test_what_has_no_answer_is_counted_with_its_line():
     writer = writer_of("gemma")
     user = MESSAGES[0]

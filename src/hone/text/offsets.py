@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import tokenizers
 
-from hone.text.tokenizer import Span, Tokenizer
+from hone.text.tokenizer import Span, Tokenizer, encodable
 
 # What may stand before a text so that the tokenizer takes it for one that goes on.
 _BEFORE = ("\n", "a", "1", ".")
@@ -56,7 +56,9 @@ class OffsetEncoder:
     def encode_batch(self, texts: Sequence[str]) -> list[Encoded]:
         """Each text, in parallel; no special tokens are added."""
         found = []
-        for item in self._backend.encode_batch(list(texts), add_special_tokens=False):
+        for item in self._backend.encode_batch(
+            list(map(encodable, texts)), add_special_tokens=False
+        ):
             offsets = item.offsets
             found.append(Encoded(item.ids, [a for a, _ in offsets], [b for _, b in offsets]))
         return found

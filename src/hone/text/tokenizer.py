@@ -195,7 +195,7 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         """The ids of ``text``; special tokens are added only when asked, a BOS never twice."""
-        encoded = self.backend.encode(_encodable(text), add_special_tokens=add_special_tokens)
+        encoded = self.backend.encode(encodable(text), add_special_tokens=add_special_tokens)
         return list(encoded.ids[self._surplus(encoded) :])
 
     def encode_batch(
@@ -203,7 +203,7 @@ class Tokenizer:
     ) -> list[list[int]]:
         """The ids of each text, in parallel."""
         encoded = self.backend.encode_batch_fast(
-            [_encodable(text) for text in texts], add_special_tokens=add_special_tokens
+            [encodable(text) for text in texts], add_special_tokens=add_special_tokens
         )
         return [list(item.ids[self._surplus(item) :]) for item in encoded]
 
@@ -212,7 +212,7 @@ class Tokenizer:
     ) -> tuple[list[int], list[int]]:
         """Two texts as an encoder reads them: their ids, and for each id the text (0 or 1)."""
         encoded = self.backend.encode(
-            _encodable(first), _encodable(second), add_special_tokens=add_special_tokens
+            encodable(first), encodable(second), add_special_tokens=add_special_tokens
         )
         start = self._surplus(encoded)
         return list(encoded.ids[start:]), list(encoded.type_ids[start:])
@@ -226,7 +226,7 @@ class Tokenizer:
             ids, and for each ``(start, end)`` in characters of ``text`` as it was given, whatever
             normalisation did to it; ``(0, 0)`` for a token that was added.
         """
-        encoded = self.backend.encode(_encodable(text), add_special_tokens=add_special_tokens)
+        encoded = self.backend.encode(encodable(text), add_special_tokens=add_special_tokens)
         start = self._surplus(encoded)
         return list(encoded.ids[start:]), list(encoded.offsets[start:])
 
@@ -280,7 +280,8 @@ class Tokenizer:
         return json.dumps([self.backend.to_str(), self.config], ensure_ascii=False, sort_keys=True)
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
+    """``text`` as tokenizers take it, as many characters long."""
     # A lone surrogate has no UTF-8, and transformers refuses it; "?" keeps the offsets right.
     return text.encode("utf-8", "replace").decode("utf-8")
 

@@ -48,7 +48,7 @@ def gradients_of(parts, both=False, divisor=COUNT, model=None):
     model = model or embedder()
     after = []
     objective = Contrastive(TEMPERATURE, both_directions=both)
-    loss = objective.backward(model, parts, divisor, lambda: after.append(1))
+    loss = objective.backward(model, parts, divisor, lambda: after.append(1), Processes())
     assert len(after) == len(parts)
     return loss, {name: weight.grad for name, weight in model.named_parameters()}
 
@@ -161,8 +161,8 @@ def test_two_processes_are_one_batch(cut):
         mine = pairs()[:cut] if rank == 0 else pairs()[cut:]
         parts = [TensorBatch.of(part) for part in pack(mine).split(3)] if mine else []
         model = embedder()
-        objective = Contrastive(TEMPERATURE, True, Peers(rank, 2))
-        loss = objective.backward(model, parts, COUNT, lambda: None)
+        objective = Contrastive(TEMPERATURE, True)
+        loss = objective.backward(model, parts, COUNT, lambda: None, Peers(rank, 2))
         return loss, {
             name: torch.zeros_like(weight) if weight.grad is None else weight.grad
             for name, weight in model.named_parameters()
@@ -177,4 +177,4 @@ def test_two_processes_are_one_batch(cut):
 
 def test_one_process_alone_needs_no_group():
     assert Processes().count == 1
-    assert Contrastive().backward(embedder(), [], 1.0, lambda: None) == 0.0
+    assert Contrastive().backward(embedder(), [], 1.0, lambda: None, Processes()) == 0.0

@@ -167,21 +167,6 @@ def test_a_damaged_checkpoint_costs_only_its_steps(tmp_path, caplog):
     assert lines(tmp_path) == before
 
 
-def test_other_settings_data_or_weights_are_refused_by_name(tmp_path):
-    train(tiny_model(), tiny_batches(), CONFIG, tmp_path)
-    with pytest.raises(ConfigError, match=r"learning_rate was 0\.003 and is 0\.5.*--fresh"):
-        train(tiny_model(), tiny_batches(), replace(CONFIG, learning_rate=0.5), tmp_path)
-    with pytest.raises(ConfigError, match="the training data or its order changed"):
-        train(tiny_model(), tiny_batches(seed=1), CONFIG, tmp_path)
-    with pytest.raises(ConfigError, match=r": the shape of the model changed\."):
-        train(tiny_model(layers=1), tiny_batches(), CONFIG, tmp_path)
-    with pytest.raises(ConfigError, match=r": the weights to start from changed\."):
-        train(tiny_model(seed=1), tiny_batches(), CONFIG, tmp_path)
-    # How often to write has no effect on the weights.
-    config = replace(CONFIG, checkpoint_every=3, log_every=1, keep_last=5)
-    assert train(tiny_model(), tiny_batches(), config, tmp_path).resumed_from == 12
-
-
 def test_fresh_forgets_the_earlier_run(tmp_path):
     train(tiny_model(), tiny_batches(), CONFIG, tmp_path)
     config = replace(CONFIG, learning_rate=0.5, steps=4)

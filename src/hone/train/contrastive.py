@@ -10,9 +10,9 @@ Shapes: B pairs of a part, P pairs of this process, A pairs of the step, E hidde
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,18 +28,12 @@ Pairs = tuple[Tensor, Tensor]
 class Contrastive:
     """InfoNCE with in-batch negatives (van den Oord et al. 2018; Henderson et al. 2017)."""
 
-    def __init__(
-        self,
-        temperature: float = 0.05,
-        both_directions: bool = False,
-        processes: Processes | None = None,
-    ) -> None:
+    def __init__(self, temperature: float = 0.05, both_directions: bool = False) -> None:
         """Score pairs by their cosine similarity, divided by ``temperature``.
 
         Args:
             both_directions: the second text looks for the first among all first ones too, and the
                 loss is the mean of the two (Radford et al. 2021, CLIP).
-            processes: those that compute the step together; their pairs are negatives too.
 
         Raises:
             ConfigError: ``temperature`` is no positive number.
@@ -47,7 +41,15 @@ class Contrastive:
         if not 0 < temperature < math.inf:
             raise ConfigError(f"temperature must be a number above 0, not {temperature!r}.")
         self._temperature, self._both = temperature, both_directions
-        self._processes = processes or Processes()
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """See :class:`hone.train.Objective`."""
+        return {
+            "objective": "contrastive",
+            "temperature": self._temperature,
+            "both_directions": self._both,
+        }
 
     def backward(
         self,
@@ -55,6 +57,7 @@ class Contrastive:
         parts: Sequence[TensorBatch],
         divisor: float,
         after_part: Callable[[], None],
+        processes: Processes,
     ) -> float:
         """See :class:`hone.train.Objective`; a pair counts as one that is trained."""
         embedder = cast(Embedder, model)
@@ -67,7 +70,7 @@ class Contrastive:
             with torch.set_grad_enabled(keep_graph):
                 embedded.append(embed(part))
         own = [pair[0].shape[0] for pair in embedded]
-        loss, first_PE, second_PE = self._loss(embedder, embedded, divisor)
+        loss, first_PE, second_PE = self._loss(embedder, embedded, divisor, processes)
         for number, gradients in enumerate(
             zip(first_PE.split(own), second_PE.split(own), strict=True) if own else ()
         ):
@@ -82,17 +85,21 @@ class Contrastive:
         return loss
 
     def _loss(
-        self, embedder: Embedder, embedded: Sequence[Pairs], divisor: float
+        self,
+        embedder: Embedder,
+        embedded: Sequence[Pairs],
+        divisor: float,
+        processes: Processes,
     ) -> tuple[float, Tensor, Tensor]:
         """The summed loss of this process's pairs, and the gradients ``[P, E]`` of all the step's
         loss for its embeddings.
         """
         nothing = torch.empty(0, embedder.config.hidden_size, device=embedder.device)
         leaves, everybody = [], []
-        rank = self._processes.rank
+        rank = processes.rank
         for texts in zip(*embedded, strict=True) if embedded else ((nothing,), (nothing,)):
             own_PE = torch.cat([text.detach().float() for text in texts]).requires_grad_()
-            gathered = self._processes.gather(own_PE.detach())
+            gathered = processes.gather(own_PE.detach())
             start = sum(len(x) for x in gathered[:rank])
             everybody.append(torch.cat([*gathered[:rank], own_PE, *gathered[rank + 1 :]]))
             leaves.append(own_PE)

@@ -122,6 +122,7 @@ def train(
         KeyboardInterrupt: Ctrl-C was pressed; the step was finished and a checkpoint written.
     """
     out_dir, processes = Path(out_dir), processes or Processes()
+    objective = objective or SummedLoss()
     device = next(model.parameters()).device
     with ExitStack() as stack:
         stack.enter_context(processes.leaving_on_error())
@@ -131,11 +132,9 @@ def train(
 
         evaluating = _evaluating(config, evaluate)
         store = CheckpointStore(out_dir / "checkpoints", config.keep_last)
-        start = _begin(model, batches, config, store, processes, fresh)
+        start = _begin(model, batches, config, objective, store, processes, fresh)
         optimizer, counters, precision = start.optimizer, start.counters, start.precision
-        stepper = Stepper(
-            model, objective or SummedLoss(), optimizer, config, processes, precision == "fp16"
-        )
+        stepper = Stepper(model, objective, optimizer, config, processes, precision == "fp16")
         first, before, begun = counters.step, counters.seconds, time.perf_counter()
         following = None
         if processes.first:
@@ -228,6 +227,7 @@ def _begin(
     model: nn.Module,
     batches: Batches,
     config: TrainConfig,
+    objective: Objective,
     store: CheckpointStore,
     processes: Processes,
     fresh: bool,
@@ -235,7 +235,7 @@ def _begin(
     """Prepare the model and its optimizer, and take over what the last checkpoint has."""
     checkpoint = _last_checkpoint(store, processes, fresh)
     device = next(model.parameters()).device
-    wanted = identity(model, batches.fingerprint, config)
+    wanted = identity(model, batches.fingerprint, config, objective)
     check_alike(processes, wanted, checkpoint.step if checkpoint else 0)
     where = machine(_precision(config, device), device, config.micro_batches, processes.count)
     if checkpoint is not None:

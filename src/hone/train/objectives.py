@@ -1,15 +1,20 @@
 """What a step's gradients are the gradients of."""
 
-from collections.abc import Callable, Sequence
-from typing import Protocol, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
 
+from hone.parallel import Processes
 from hone.train.batches import TensorBatch
 
 
 class Objective(Protocol):
     """Computes the gradients of one step."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """The settings that the gradients depend on, as JSON; ``objective`` is its name."""
 
     def backward(
         self,
@@ -17,6 +22,7 @@ class Objective(Protocol):
         parts: Sequence[TensorBatch],
         divisor: float,
         after_part: Callable[[], None],
+        processes: Processes,
     ) -> float:
         """Add the gradients of (summed loss of ``parts``) / ``divisor`` to the model's weights.
 
@@ -27,6 +33,7 @@ class Objective(Protocol):
                 of the loss where there is one.
             after_part: to be called after every backward pass that adds to the gradients; it takes
                 them to where they are summed in float32.
+            processes: those that compute the step together; their gradients are summed afterwards.
 
         Returns:
             The summed loss of ``parts``, not divided.
@@ -36,12 +43,18 @@ class Objective(Protocol):
 class SummedLoss:
     """The sum of ``model.packed_loss(part)``: whatever is scored token by token or text by text."""
 
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """See :class:`Objective`."""
+        return {"objective": "summed loss"}
+
     def backward(
         self,
         model: nn.Module,
         parts: Sequence[TensorBatch],
         divisor: float,
         after_part: Callable[[], None],
+        processes: Processes,
     ) -> float:
         """See :class:`Objective`."""
         loss_of = cast(Callable[[TensorBatch], Tensor], model.packed_loss)

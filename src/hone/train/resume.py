@@ -3,23 +3,28 @@
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from hone.adapters.layers import LoraEmbedding, LoraLinear
 from hone.core.errors import CheckpointError, ConfigError
+from hone.models.model import Model
 from hone.parallel import Processes
 from hone.train.checkpoints import Checkpoint
 from hone.train.config import TrainConfig
+from hone.train.objectives import Objective
 from hone.train.optimizers import Optimizer
 
 _log = logging.getLogger(__name__)
 _WHOSE = {
     "data": "the training data or its order",
     "parameters": "the shape of the model",
+    "trained": "which weights are trained",
+    "settings": "the settings of the model or of its adapter",
     "initial_weights": "the weights to start from",
 }
 
@@ -71,20 +76,44 @@ class Counters:
         return speed
 
 
-def identity(model: nn.Module, data: str, config: TrainConfig) -> dict[str, Any]:
+def identity(
+    model: nn.Module, data: str, config: TrainConfig, objective: Objective
+) -> dict[str, Any]:
     """All that the trained weights depend on; taken before the first step."""
-    digest = hashlib.sha256()
-    shapes = []
-    for name, parameter in model.named_parameters():
-        shapes.append(f"{name} {tuple(parameter.shape)}")
-        values = parameter.detach().float().cpu().contiguous().reshape(-1)
-        digest.update(values.view(torch.uint8).numpy().data)
+    parameters = dict(model.named_parameters())
+    values = hashlib.sha256()
+    for parameter in parameters.values():
+        values.update(_bytes(parameter.float()))
+    for buffer in model.buffers():  # such as a quantized base
+        values.update(_bytes(buffer))
     return {
-        "config": config.identity(),
+        "config": {**config.identity(), **objective.identity},
         "data": data,
-        "parameters": hashlib.sha256("\n".join(shapes).encode()).hexdigest(),
-        "initial_weights": digest.hexdigest(),
+        "parameters": _digest(f"{name} {tuple(p.shape)}" for name, p in parameters.items()),
+        "trained": _digest(name for name, p in parameters.items() if p.requires_grad),
+        "settings": _digest(_settings(model)),
+        "initial_weights": values.hexdigest(),
     }
+
+
+def _settings(model: nn.Module) -> Iterator[str]:
+    """What a model computes with besides its weights, as far as hone's own layers know."""
+    for name, module in model.named_modules():
+        if isinstance(module, Model):
+            yield f"{name} {module.config!r}"
+        if isinstance(module, LoraLinear):
+            yield f"{name} {module.scale!r} {module.dropout!r}"
+        elif isinstance(module, LoraEmbedding):
+            yield f"{name} {module.scale!r}"
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
 
 
 def machine(
@@ -114,11 +143,10 @@ def check_same(checkpoint: Checkpoint, wanted: Mapping[str, Any]) -> None:
         for key in sorted({*old, *new})
         if old.get(key) != new.get(key)
     ]
-    # Other shapes mean other weights; one reason is enough.
-    changed = [key for key in ("data", "parameters") if before.get(key) != wanted[key]]
-    if not changed and before.get("initial_weights") != wanted["initial_weights"]:
-        changed = ["initial_weights"]
-    differences += [f"{_WHOSE[key]} changed" for key in changed]
+    changed = [key for key in _WHOSE if before.get(key) != wanted[key]]
+    # What comes later may only follow from what comes first: other shapes mean other weights.
+    if changed and (changed[0] == "data" or not differences):
+        differences.append(f"{_WHOSE[changed[0]]} changed")
     if differences:
         raise ConfigError(
             f"{checkpoint.path.parent.parent} holds a run of step {checkpoint.step} with other "

@@ -91,6 +91,7 @@ class Stepper:
             [TensorBatch.of(part, self._device) for part in mine if part.n_trained],
             batch.n_trained / counters.loss_scale,
             self._optimizer.collect_gradients,
+            self._processes,
         )
         # The small sum first: in it a process that is gone is noticed by every backend.
         total = self._processes.total(loss)

@@ -115,7 +115,7 @@ class TuningWork:
 
         objective = None
         if self.of.data.contrastive:
-            objective = Contrastive(options.temperature, processes=self._processes)
+            objective = Contrastive(options.temperature)
         result = train(
             model,
             self.of.batches(),

@@ -1,3 +1,4 @@
+import fcntl
 import json
 import os
 
@@ -5,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hone.cli.app import app
-from hone.core.errors import RequestError
+from hone.core.errors import DataError, RequestError
 from hone.recipes.history import differences, find_runs, read_run
 
 
@@ -18,7 +19,9 @@ def runs(tmp_path):
         (folder / "recipe.json").write_text(json.dumps(recipe))
         os.utime(folder / "recipe.json", (number + 1, number + 1))
         lines = [{"step": 5, "loss": 2.0 + number, "seconds": 3.0}, {"step": 5, "held_out_loss": 4}]
-        (folder / "train" / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        (folder / "train" / "metrics.jsonl").write_text(
+            "".join(json.dumps(line) + "\n" for line in lines)
+        )
     scores = {"scores": {"accuracy": {"before": 0.25, "after": 0.5}}}
     (tmp_path / "run1" / "results.json").write_text(json.dumps(scores))
     (tmp_path / "not a run").mkdir()
@@ -28,7 +31,7 @@ def runs(tmp_path):
 def test_runs_are_found_latest_first_also_under_way(runs):
     found = find_runs(runs)
     assert [run.path.name for run in found] == ["run1", "run0"]
-    assert [run.state for run in found] == ["finished", "training"]
+    assert [run.state for run in found] == ["finished", "stopped"]
     assert found[1].last("loss") == 2.0
     assert found[0].scores == {"accuracy": 0.5}
     assert find_runs(runs / "run0")[0].kind == "finetune"
@@ -57,3 +60,36 @@ def test_the_command_lists_compares_and_draws(runs, tmp_path):
     assert "run1" in page.read_text()
     result = CliRunner().invoke(app, ["runs", str(runs), "--json"])
     assert [record["steps"] for record in json.loads(result.output)] == [5, 5]
+
+
+def test_a_run_is_running_while_its_lock_is_held(runs):
+    with open(runs / "run0" / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert read_run(runs / "run0").state == "running"
+    assert read_run(runs / "run0").state == "stopped"
+
+
+def test_a_line_that_is_being_written_is_not_read_and_a_broken_one_is_told(runs):
+    with open(runs / "run0" / "train" / "metrics.jsonl", "a") as file:
+        file.write(
+            '{"step": 6, "loss"\n[1]\n{"step": 7, "loss": 1.5, "seconds": 4}\n{"step": 8, "l'
+        )
+    run = read_run(runs / "run0")
+    assert (run.steps, run.last("loss"), run.unreadable_lines) == (7, 1.5, 2)
+    result = CliRunner().invoke(app, ["runs", str(runs)])
+    assert "run0: 2 unreadable lines" in result.output
+
+
+def test_a_damaged_run_is_listed_among_the_others(runs):
+    (runs / "run0" / "recipe.json").write_text("{")
+    assert [run.state for run in find_runs(runs)] == ["damaged", "finished"]
+    with pytest.raises(DataError, match=r"recipe\.json"):
+        read_run(runs / "run0")
+
+
+def test_eighty_columns_are_enough(runs, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = CliRunner().invoke(app, ["runs", str(runs)]).output.splitlines()
+    assert len(lines) == 4
+    assert "0.5 accuracy" in lines[2]
+    assert max(map(len, lines)) <= 80

@@ -59,8 +59,12 @@ KINDS = {
     "masked": ("bert", ['train.objective="masked"', "train.whole_words=true", *BERT]),
     "spans": (
         "t5",
-        ["train.objective=spans", "model.positions=buckets", "model.activation=relu"]
-        + ["model.gated=false"],
+        [
+            "train.objective=spans",
+            "model.positions=buckets",
+            "model.activation=relu",
+            "model.gated=false",
+        ],
     ),
     "infilling": (None, ["train.objective=infilling", *BERT]),
 }

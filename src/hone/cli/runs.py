@@ -42,9 +42,17 @@ def runs(
         if not found:
             console.print(f"No runs in {chosen[0]}.", highlight=False, markup=False)
             return
-        console.print(_table(found))
+        names = [str(run.path) if comparing else run.path.name for run in found]
+        console.print(_table(found, names))
         if comparing:
-            console.print(_differences(found, differences(found)))
+            console.print(_differences(names, differences(found)))
+        for run in found:
+            if run.unreadable_lines:
+                typer.echo(
+                    f"{run.path}: {run.unreadable_lines} unreadable lines of its metrics are left "
+                    "out.",
+                    err=True,
+                )
     if report is not None:
         from hone.evals.comparison_report import write_comparison
 
@@ -58,51 +66,64 @@ def runs(
         )
 
 
-def _table(found: "list[PastRun]") -> "RenderableType":
+def _table(found: "list[PastRun]", names: list[str]) -> "RenderableType":
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    from hone.evals.formatting import duration
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))
-    table.add_column("run", overflow="fold")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("run", overflow="fold", min_width=16)
     for name in ("kind", "state"):
         table.add_column(name, no_wrap=True)
-    for name in ("steps", "loss", "held out", "time"):
+    for name in ("steps", "loss", "time"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("score", overflow="fold")
-    for run in found:
-        seconds = run.last("seconds")
-        first = next(iter(run.scores.items()), None)
+    table.add_column("held out", no_wrap=True, overflow="ellipsis")
+    for run, name in zip(found, names, strict=True):
+        loss, seconds = run.last("loss"), run.last("seconds")
         table.add_row(
-            Text(str(run.path)),
+            Text(name),
             run.kind,
             run.state,
             f"{run.steps:,}",
-            _number(run.last("loss")),
-            _number(run.last("held_out_loss")),
-            "-" if seconds is None else duration(seconds),
-            Text("" if first is None else f"{first[1]:.3g} {first[0]}"),
+            "-" if loss is None else f"{loss:.3g}",
+            "-" if seconds is None else _clock(seconds),
+            Text(_held_out(run)),
         )
     return table
 
 
-def _differences(found: "list[PastRun]", values: dict[str, list[object]]) -> "RenderableType":
+def _held_out(run: "PastRun") -> str:
+    """The score that says most, or the last held-out loss of a run that has none yet."""
+    scores = dict(run.scores)
+    loss = run.last("held_out_loss")
+    if not scores and loss is not None:
+        scores["loss"] = loss
+    telling = [name for name in scores if name not in ("loss", "perplexity")] or list(scores)
+    return f"{scores[telling[0]]:.3g} {telling[0].partition(',')[0]}" if telling else "-"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _differences(names: list[str], values: dict[str, list[object]]) -> "RenderableType":
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     if not values:
         return Text("Their settings are the same.")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="What differs", title_justify="left")
-    table.add_column("setting", overflow="fold")
-    for run in found:
-        table.add_column(Text(run.path.name), overflow="fold")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        title="What differs",
+        title_justify="left",
+    )
+    for name in ("setting", *names):
+        table.add_column(Text(name), overflow="fold")
     for name, each in values.items():
         table.add_row(Text(name), *(Text("-" if value is None else str(value)) for value in each))
     return table
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"

@@ -1,5 +1,7 @@
 """Past runs: what is in a folder of runs, and how runs differ from one another."""
 
+import fcntl
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -9,8 +11,8 @@ from typing import Any
 
 from hone.core.errors import DataError, RequestError
 from hone.core.files import read_json
-from hone.evals.training_report import read_metrics, series
-from hone.recipes.runner import RECIPE_FILE, STAGE_FILE
+from hone.evals.training_report import series
+from hone.recipes.runner import LOCK, RECIPE_FILE
 
 METRICS, RESULTS = "metrics.jsonl", "results.json"
 
@@ -20,8 +22,8 @@ class PastRun:
     """What a run's folder tells, finished or not.
 
     Attributes:
-        kind: ``text2sql``, ``pretrain`` or ``finetune``.
-        state: ``finished``, or the stage that it stopped before.
+        kind: ``text2sql``, ``pretrain`` or ``finetune``; ``?`` if it cannot be told.
+        state: ``running``, ``finished``, ``stopped``, or ``damaged``: its settings are unreadable.
         started: when its settings were written.
         settings: those of ``recipe.json``, nested ones with dotted names.
     """
@@ -35,9 +37,21 @@ class PastRun:
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``, also of a run under way."""
-        for file in (self.path / METRICS, self.path / "train" / METRICS):
+        return [line for line in self._lines if isinstance(line, dict)]
+
+    @property
+    def unreadable_lines(self) -> int:
+        """Lines of ``metrics.jsonl`` that are no JSON objects and are left out."""
+        return sum(not isinstance(line, dict) for line in self._lines)
+
+    @cached_property
+    def _lines(self) -> list[Any]:
+        # While a run trains, the file in its train/ is the newer one.
+        for file in (self.path / "train" / METRICS, self.path / METRICS):
             if file.is_file():
-                return read_metrics(file)
+                text = file.read_text(encoding="utf-8", errors="replace")
+                # A last line without its end is still being written.
+                return [_json(line) for line in text.split("\n")[:-1] if line.strip()]
         return []
 
     @cached_property
@@ -84,15 +98,23 @@ def find_runs(folder: str | Path) -> list[PastRun]:
 
     Raises:
         RequestError: there is no such folder.
-        DataError: a run's ``recipe.json`` cannot be read.
+        DataError: ``folder`` is a run, and its ``recipe.json`` cannot be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise RequestError(f"{folder} is not a folder; give one that holds runs, or a run.")
     if (folder / RECIPE_FILE).is_file():
         return [read_run(folder)]
-    found = [read_run(path) for path in folder.iterdir() if (path / RECIPE_FILE).is_file()]
+    found = [_listed(path) for path in folder.iterdir() if (path / RECIPE_FILE).is_file()]
     return sorted(found, key=lambda run: run.started, reverse=True)
+
+
+def _listed(path: Path) -> PastRun:
+    """A run among others, which are listed even if this one is damaged."""
+    try:
+        return read_run(path)
+    except DataError:
+        return PastRun(path, "?", "damaged", _written(path / RECIPE_FILE), {})
 
 
 def read_run(path: str | Path) -> PastRun:
@@ -109,8 +131,7 @@ def read_run(path: str | Path) -> PastRun:
     values = read_json(file)
     if not isinstance(values, dict):
         raise DataError(f"{file}: expected a JSON object, found {type(values).__name__}.")
-    started = datetime.fromtimestamp(file.stat().st_mtime)
-    return PastRun(path, _kind(values), _state(path), started, dict(_flat(values)))
+    return PastRun(path, _kind(values), _state(path), _written(file), dict(_flat(values)))
 
 
 def differences(runs: Sequence[PastRun]) -> dict[str, list[Any]]:
@@ -125,15 +146,32 @@ def _kind(values: Mapping[str, Any]) -> str:
 
 
 def _state(path: Path) -> str:
-    if (path / RESULTS).is_file():
-        return "finished"
-    under_way = [
-        folder
-        for folder in path.iterdir()
-        if folder.is_dir() and not (folder / STAGE_FILE).is_file() and any(folder.iterdir())
-    ]
-    names = {folder.name for folder in under_way}
-    return "training" if "train" in names else "not finished"
+    if _is_locked(path / LOCK):
+        return "running"
+    return "finished" if (path / RESULTS).is_file() else "stopped"
+
+
+def _is_locked(lock: Path) -> bool:
+    """Whether a process holds the lock; the system takes it from one that has ended."""
+    try:
+        with open(lock, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False  # a run on a disk that cannot be locked, or none was ever held
+    return False
+
+
+def _written(file: Path) -> datetime:
+    return datetime.fromtimestamp(file.stat().st_mtime)
+
+
+def _json(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,12 +1,20 @@
 """Rows with a class, a number, classes of words or a partner, to samples for heads that read.
 
-A label is text or a number in the file; which labels there are is told by the data, unless the
-model knows them already.
+What kind of label a file has is told by all of its labels:
+
+| label | target |
+|---|---|
+| numbers, of which some are not whole | that number (a table of texts writes them as text) |
+| a list | several classes, or none |
+| anything else: text, whole numbers, true and false | one class |
+
+Which classes there are is told by the data, unless the model knows them already.
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +27,11 @@ from hone.text.tokenizer import Tokenizer
 Problem = Literal["single_label", "multi_label", "regression"]
 # Similarities are written from 0 to 1, or from 0 to 5 as in STS.
 _STS_MOST = 5.0
+# Computed similarities miss their bounds by rounding.
+_ROUNDING = 1e-3
+# Fewer degrees of similarity than these are rather the classes of an inference (0 to 2).
+_FEW = 4
+_ROWS_AT_ONCE = 1000
 
 
 @dataclass(slots=True)
@@ -30,16 +43,31 @@ class Labelled:
         lines: the line, or row of a table, of each.
         labels: names of the classes; one for a number, none for pairs.
         problem: what kind of target a text has.
-        scored: pairs have a similarity; else a pair's partner is to be told from all others.
+        scale: what similarities of pairs were divided by; None where pairs have none, and a pair's
+            partner is to be told from all others.
         cut: texts that were longer than the model reads, and lost their end.
+        negatives: pairs have a column of negatives, which is not read.
     """
 
     samples: list[Sample]
-    lines: list[int]
+    lines: Sequence[int]
     labels: tuple[str, ...] = ()
     problem: Problem = "single_label"
-    scored: bool = False
-    cut: int = field(default=0)
+    scale: float | None = None
+    cut: int = 0
+    negatives: bool = False
+
+    def sentences(self) -> list[str]:
+        """What a user should know of what was not read."""
+        found = []
+        if self.cut:
+            found.append(f"{self.cut:,} texts are longer than the model reads, and lose their end.")
+        if self.negatives:
+            found.append(
+                'The column "negative" is not read: the negatives of a pair are the others of its '
+                "batch."
+            )
+        return found
 
 
 def read_labelled(
@@ -49,6 +77,7 @@ def read_labelled(
     max_length: int,
     columns: dict[str, str] | None = None,
     known_labels: Sequence[str] = (),
+    like: Labelled | None = None,
 ) -> Labelled:
     """The samples of a classification, token-classification or pairs file.
 
@@ -56,169 +85,300 @@ def read_labelled(
         form: what :func:`hone.data.formats.detect_format` found.
         max_length: longest text in tokens; longer ones lose their end, and are counted.
         known_labels: the names of the model's classes: used where all of the file's are among them.
+            A single one stands for a number.
+        like: the file that is trained on, where this one is only scored: labels mean the same.
 
     Raises:
         DataError: names the file, the line or row, and what is wrong.
     """
     rows = Rows(str(source), columns)
-    numbers, values = zip(*rows, strict=True)
-    work = _Work(rows, list(numbers), list(values), tokenizer, max_length)
+    work = _Work(rows, tokenizer, max_length, known_labels, like)
     if form is Format.PAIRS:
         return work.pairs()
     if form is Format.CLASSIFICATION:
-        return work.texts(known_labels)
+        return work.texts()
     if form is Format.TOKEN_CLASSIFICATION:
-        return work.words(known_labels)
+        return work.words()
     raise DataError(f"{source} is {form} data, which has no labels to learn.")
 
 
-@dataclass(slots=True)
 class _Work:
-    rows: Rows
-    lines: list[int]
-    values: list[dict[str, Any]]
-    tokenizer: Tokenizer
-    max_length: int
-    cut: int = 0
+    def __init__(
+        self,
+        rows: Rows,
+        tokenizer: Tokenizer,
+        max_length: int,
+        known: Sequence[str],
+        like: Labelled | None,
+    ) -> None:
+        self._rows, self._tokenizer, self._max_length = rows, tokenizer, max_length
+        self._known, self._like = tuple(known), like
+        self._lines = array("q")
+        self._cut = 0
 
-    def _where(self, index: int) -> str:
-        return self.rows.where(self.lines[index])
-
-    def texts(self, known: Sequence[str]) -> Labelled:
-        name = "text" if "text" in self.values[0] else "sentence"
-        ids = self._encode([self._text(n, name) for n in range(len(self.values))])
-        raw = [row.get("label") for row in self.values]
-        for index, label in enumerate(raw):
+    def texts(self) -> Labelled:
+        """Texts, each with its label."""
+        ids: list[array] = []
+        labels: list[Any] = []
+        for values, lines in self._groups():
+            name = "text" if "text" in values[0] else "sentence"
+            ids += self._encode(values, lines, name)
+            labels += [row.get("label") for row in values]
+        for index, label in enumerate(labels):
             if label is None or label == "" or isinstance(label, dict):
                 raise DataError(
-                    f'{self._where(index)}: "label" is {label!r}; every text needs one.'
+                    f'{self._where(index)}: "label" is {label!r:.60}; every text needs one.'
                 )
-        if all(isinstance(label, list) for label in raw):
-            return self._many(ids, raw, known)
-        if any(isinstance(label, list) for label in raw):
-            raise DataError(f"{self.rows.source}: some labels are lists and others are not.")
-        if all(isinstance(label, float) and not label.is_integer() for label in raw[:100]):
-            numbers = [self._number(index, label) for index, label in enumerate(raw)]
+        if all(isinstance(label, list) for label in labels):
+            return self._many(ids, labels)
+        for index, label in enumerate(labels):
+            if isinstance(label, list) or (isinstance(label, float) and not math.isfinite(label)):
+                raise DataError(
+                    f'{self._where(index)}: "label" is {label!r:.60}, and others are texts or '
+                    "numbers."
+                )
+        if (numbers := self._targets(labels)) is not None:
             samples = [Sample(i, target=n) for i, n in zip(ids, numbers, strict=True)]
-            return Labelled(samples, self.lines, ("score",), "regression", cut=self.cut)
-        names = [_name(label) for label in raw]
-        labels = _labels(names, known)
-        place = {label: index for index, label in enumerate(labels)}
+            return self._made(samples, ("score",), "regression")
+        names = [_name(label) for label in labels]
+        classes = self._classes(names)
+        place = {label: index for index, label in enumerate(classes)}
+        if len(classes) == 1:
+            raise DataError(
+                f"{self._rows.source}: all texts have the label {classes[0]!r}; there is nothing "
+                "to tell apart."
+            )
         samples = [Sample(i, target=place[n]) for i, n in zip(ids, names, strict=True)]
-        return Labelled(samples, self.lines, labels, cut=self.cut)
+        return self._made(samples, classes)
 
-    def _many(self, ids: list[list[int]], raw: list[Any], known: Sequence[str]) -> Labelled:
-        names = [[_name(label) for label in found] for found in raw]
-        labels = _labels([name for found in names for name in found], known)
+    def _targets(self, labels: list[Any]) -> list[float] | None:
+        """The labels as numbers to be told; None where they are names of classes."""
+        numbers = [_number(label) for label in labels]
+        if self._like is not None:
+            told = self._like.problem == "regression"
+            for index, number in enumerate(numbers if told else ()):
+                if number is None:
+                    raise DataError(
+                        f"{self._where(index)}: expected a number, found {labels[index]!r:.60}."
+                    )
+        else:
+            found = [number for number in numbers if number is not None]
+            told = len(found) == len(numbers) and (
+                len(self._known) == 1 or not all(number.is_integer() for number in found)
+            )
+            told = told and not {*map(_name, labels)} <= {*self._known}
+        return [number for number in numbers if number is not None] if told else None
+
+    def _many(self, ids: list[array], labels: list[list[Any]]) -> Labelled:
+        names = []
+        for index, found in enumerate(labels):
+            if any(label is None or isinstance(label, list | dict) for label in found):
+                raise DataError(f'{self._where(index)}: "label" must be a list of names.')
+            names.append([_name(label) for label in found])
+            if len(set(names[-1])) < len(found):
+                raise DataError(
+                    f'{self._where(index)}: "label" names a class twice ({found!r:.60}); list the '
+                    "names of a text's classes, not a 0 or 1 for each that there is."
+                )
+        classes = self._classes([name for found in names for name in found])
+        if not classes:
+            raise DataError(f"{self._rows.source}: no text has a label.")
         samples = [
-            Sample(i, target=tuple(float(label in found) for label in labels))
+            Sample(i, target=tuple(float(label in found) for label in classes))
             for i, found in zip(ids, names, strict=True)
         ]
-        return Labelled(samples, self.lines, labels, "multi_label", cut=self.cut)
+        return self._made(samples, classes, "multi_label")
 
-    def words(self, known: Sequence[str]) -> Labelled:
-        key = "tags" if "tags" in self.values[0] else "ner_tags"
-        tagged: list[tuple[list[str], list[str]]] = []
-        for index, row in enumerate(self.values):
-            words, tags = row.get("tokens"), row.get(key)
-            if not isinstance(words, list) or not isinstance(tags, list) or len(words) != len(tags):
-                raise DataError(
-                    f'{self._where(index)}: "tokens" and "{key}" must be lists of one length.'
-                )
-            if not words or not all(isinstance(word, str) and word.strip() for word in words):
-                raise DataError(
-                    f'{self._where(index)}: "tokens" must hold words, none of them empty.'
-                )
-            tagged.append((words, [_name(tag) for tag in tags]))
-        labels = _labels([tag for _, tags in tagged for tag in tags], known)
-        place = {label: index for index, label in enumerate(labels)}
-        samples = [self._sample_of_words(words, tags, place) for words, tags in tagged]
-        return Labelled(samples, self.lines, labels, cut=self.cut)
+    def words(self) -> Labelled:
+        """Words, each with its tag."""
+        found: list[tuple[array, array]] = []
+        seen: dict[str, int] = {}  # tags, numbered as they come
+        for values, numbers in self._groups():
+            key = "tags" if "tags" in values[0] else "ner_tags"
+            for row, number in zip(values, numbers, strict=True):
+                words, tags = self._tagged(row, key, number)
+                places = [seen.setdefault(tag, len(seen)) for tag in tags]
+                found.append(self._sample_of_words(words, places, number))
+        classes = self._classes(seen)
+        place = {label: index for index, label in enumerate(classes)}
+        renamed = {IGNORED: IGNORED} | {number: place[tag] for tag, number in seen.items()}
+        samples = [Sample(ids, array("i", map(renamed.__getitem__, tags))) for ids, tags in found]
+        return self._made(samples, classes)
 
-    def _sample_of_words(self, words: list[str], tags: list[str], place: dict[str, int]) -> Sample:
-        """A word's first token has its class: what serving reads is the words with spaces."""
-        starts: dict[int, str] = {}
+    def _tagged(self, row: dict[str, Any], key: str, number: int) -> tuple[list[str], list[str]]:
+        words, tags, where = row.get("tokens"), row.get(key), self._rows.where(number)
+        if not isinstance(words, list) or not isinstance(tags, list) or len(words) != len(tags):
+            raise DataError(f'{where}: "tokens" and "{key}" must be lists of one length.')
+        if not words or not all(isinstance(word, str) and word.strip() for word in words):
+            raise DataError(f'{where}: "tokens" must hold words, none of them empty.')
+        for tag in tags:
+            if not isinstance(tag, str | int | float) or tag == "":
+                raise DataError(f'{where}: "{key}" holds {tag!r:.60}; every word needs a tag.')
+        return words, [_name(tag) for tag in tags]
+
+    def _sample_of_words(
+        self, words: list[str], tags: list[int], number: int
+    ) -> tuple[array, array]:
+        """Ids and labels: a word's first token has its tag. What is read is the words with spaces
+        between, as in serving.
+        """
+        bounds: list[tuple[int, int]] = []
+        for word in words:
+            first = bounds[-1][1] + 1 if bounds else 0
+            bounds.append((first, first + len(word)))
+        ids, spans = self._tokenizer.encode_with_offsets(" ".join(words), add_special_tokens=True)
+        labels = array("i", [IGNORED]) * len(ids)
         at = 0
-        for word, tag in zip(words, tags, strict=True):
-            starts[at] = tag
-            at += len(word) + 1
-        ids, spans = self.tokenizer.encode_with_offsets(" ".join(words), add_special_tokens=True)
-        waiting = sorted(starts)
-        labels = []
-        for start, end in spans:
-            label = IGNORED
-            # A token may begin with the space before its word.
-            if waiting and start < end and start <= waiting[0] < end:
-                label = place[starts[waiting.pop(0)]]
-                while waiting and waiting[0] < end:
-                    waiting.pop(0)  # one token for several words
-            labels.append(label)
-        if len(ids) > self.max_length:
-            self.cut += 1
-        return Sample(ids[: self.max_length], labels[: self.max_length])
+        for token, (start, end) in enumerate(spans):
+            # Normalisation leaves some words without a token, and others without their beginning.
+            while at < len(bounds) and bounds[at][1] <= start:
+                at += 1
+            if at < len(bounds) and start < end and bounds[at][0] < end:
+                labels[token] = tags[at]
+                while at < len(bounds) and bounds[at][0] < end:
+                    at += 1  # one token for several words
+        kept, closing = self._fitted(ids)
+        labels = labels[:kept] + array("i", [IGNORED]) * len(closing)
+        if not any(label != IGNORED for label in labels):
+            raise DataError(
+                f"{self._rows.where(number)}: no word has a token within the {self._max_length} "
+                "that the model reads."
+            )
+        return array("i", ids[:kept] + closing), labels
 
     def pairs(self) -> Labelled:
-        first, second = (
-            ("anchor", "positive") if "anchor" in self.values[0] else ("sentence1", "sentence2")
-        )
-        count = len(self.values)
-        one = self._encode([self._text(n, first) for n in range(count)])
-        two = self._encode([self._text(n, second) for n in range(count)])
-        key = next((name for name in ("score", "label") if name in self.values[0]), None)
-        if first == "anchor" or key is None:
-            samples = [Sample(a, source=b) for a, b in zip(one, two, strict=True)]
-            return Labelled(samples, self.lines, cut=self.cut)
-        numbers = [self._number(n, self.values[n].get(key)) for n in range(count)]
-        most = max(numbers)
-        if min(numbers) < -1 or most > _STS_MOST or (min(numbers) < 0 and most > 1):
+        """Pairs of texts, with or without a similarity."""
+        one: list[array] = []
+        two: list[array] = []
+        scores: list[float] = []
+        first, second, key, negatives = "sentence1", "sentence2", "", False
+        for values, numbers in self._groups():
+            if not one:
+                if "anchor" in values[0]:
+                    first, second, negatives = "anchor", "positive", "negative" in values[0]
+                else:
+                    key = next((name for name in ("score", "label") if name in values[0]), "")
+            one += self._encode(values, numbers, first)
+            two += self._encode(values, numbers, second)
+            for row, number in zip(values, numbers, strict=True) if key else ():
+                score = _number(row.get(key))
+                if score is None:
+                    raise DataError(
+                        f'{self._rows.where(number)}: "{key}" is {row.get(key)!r:.60}; expected '
+                        "how similar the two are, as a number."
+                    )
+                scores.append(score)
+        scale = self._scale(scores, key) if key else None
+        if self._like is not None and (scale is None) != (self._like.scale is None):
             raise DataError(
-                f'{self.rows.source}: "{key}" runs from {min(numbers):g} to {most:g}; '
-                "similarities must be from -1 to 1, or from 0 to 5."
+                f"{self._rows.source}: either both what is trained and what is scored must have "
+                "similarities, or neither."
             )
-        scale = _STS_MOST if most > 1 else 1.0
-        samples = [
-            Sample(a, source=b, target=n / scale) for a, b, n in zip(one, two, numbers, strict=True)
-        ]
-        return Labelled(samples, self.lines, scored=True, cut=self.cut)
+        targets = [score / scale for score in scores] if scale else [None] * len(one)
+        samples = [Sample(a, source=b, target=t) for a, b, t in zip(one, two, targets, strict=True)]
+        found = self._made(samples, ())
+        found.scale, found.negatives = scale, negatives
+        return found
 
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        encoded = self.tokenizer.encode_batch(texts, add_special_tokens=True)
-        for index, ids in enumerate(encoded):
+    def _scale(self, scores: list[float], key: str) -> float:
+        least, most = min(scores), max(scores)
+        wide = most > 1 + _ROUNDING
+        if least < -1 - _ROUNDING or most > _STS_MOST + _ROUNDING or (wide and least < -_ROUNDING):
+            raise DataError(
+                f'{self._rows.source}: "{key}" runs from {least:g} to {most:g}; similarities must '
+                "be from -1 to 1, or from 0 to 5."
+            )
+        if self._like is not None:
+            return self._like.scale or 1.0
+        if key == "label" and wide and most < _FEW and all(map(float.is_integer, scores)):
+            raise DataError(
+                f'{self._rows.source}: "label" is a whole number from {least:g} to {most:g} '
+                "everywhere, which looks like classes and not like similarities; where it is a "
+                "scale of 0 to 5, name all columns: --column sentence1=sentence1 "
+                "--column sentence2=sentence2 --column score=label."
+            )
+        return _STS_MOST if wide else 1.0
+
+    def _groups(self) -> Iterator[tuple[list[dict[str, Any]], list[int]]]:
+        """Rows and their numbers, so many at a time that no file fills the memory."""
+        values: list[dict[str, Any]] = []
+        for number, row in self._rows:
+            self._lines.append(number)
+            values.append(row)
+            if len(values) == _ROWS_AT_ONCE:
+                yield values, self._lines[-len(values) :].tolist()
+                values = []
+        if values:
+            yield values, self._lines[-len(values) :].tolist()
+
+    def _encode(self, values: list[dict[str, Any]], numbers: list[int], key: str) -> list[array]:
+        texts = []
+        for row, number in zip(values, numbers, strict=True):
+            text = row.get(key)
+            if not isinstance(text, str) or not text.strip():
+                raise DataError(
+                    f'{self._rows.where(number)}: "{key}" must be a text, found {text!r:.60}.'
+                )
+            texts.append(text)
+        found = []
+        encoded = self._tokenizer.encode_batch(texts, add_special_tokens=True)
+        for ids, number in zip(encoded, numbers, strict=True):
             if not ids:
-                raise DataError(f"{self._where(index)}: the text is empty.")
-            if len(ids) > self.max_length:
-                self.cut += 1
-                # What closes a text ([SEP], </s>) stays: models read it.
-                closing = ids[-1:] if ids[-1] in self.tokenizer.special_ids else []
-                encoded[index] = ids[: self.max_length - len(closing)] + closing
-        return encoded
+                raise DataError(f'{self._rows.where(number)}: "{key}" has no token.')
+            kept, closing = self._fitted(ids)
+            found.append(array("i", ids[:kept] + closing))
+        return found
 
-    def _text(self, index: int, key: str) -> str:
-        value = self.values[index].get(key)
-        if not isinstance(value, str) or not value.strip():
-            raise DataError(f'{self._where(index)}: "{key}" must be a text, found {value!r:.60}.')
-        return value
+    def _fitted(self, ids: list[int]) -> tuple[int, list[int]]:
+        """How many of ``ids`` fit, and what to put behind them."""
+        if len(ids) <= self._max_length:
+            return len(ids), []
+        self._cut += 1
+        # What closes a text ([SEP], </s>) stays: models read it.
+        closing = ids[-1:] if ids[-1] in self._tokenizer.special_ids else []
+        return self._max_length - len(closing), closing
 
-    def _number(self, index: int, value: Any) -> float:
+    def _classes(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The classes: the model's own if they cover the data's; numbers in order, else by name."""
+        found = set(names)
+        known = self._known if self._like is None else self._like.labels
+        if known and found <= {*known}:
+            return known
+        if self._like is not None:
+            raise DataError(
+                f"{self._rows.source} has labels that are not trained: "
+                f"{', '.join(sorted(found - {*known}))[:200]}."
+            )
         try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if not math.isfinite(number):
-            raise DataError(f"{self._where(index)}: expected a number, found {value!r:.60}.")
-        return number
+            return tuple(sorted(found, key=int))
+        except ValueError:
+            return tuple(sorted(found))
+
+    def _made(
+        self, samples: list[Sample], labels: tuple[str, ...], problem: Problem = "single_label"
+    ) -> Labelled:
+        if self._like is not None and problem != self._like.problem:
+            raise DataError(
+                f"{self._rows.source} has labels of the kind {problem}, and what is trained has "
+                f"{self._like.problem}."
+            )
+        return Labelled(samples, self._lines, labels, problem, cut=self._cut)
+
+    def _where(self, index: int) -> str:
+        return self._rows.where(self._lines[index])
+
+
+def _number(label: Any) -> float | None:
+    """A number, perhaps written as text; true and false are none."""
+    if isinstance(label, bool) or not isinstance(label, str | int | float):
+        return None
+    try:
+        number = float(label)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _name(label: Any) -> str:
     """How a class is called: a whole number has no decimals."""
     return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
-
-
-def _labels(names: Iterable[str], known: Sequence[str]) -> tuple[str, ...]:
-    """The classes: the model's own if they cover the data's, numbers in order, else by name."""
-    found = set(names)
-    if known and found <= set(known):
-        return tuple(known)
-    if all(name.isdecimal() for name in found):
-        return tuple(sorted(found, key=int))
-    return tuple(sorted(found))

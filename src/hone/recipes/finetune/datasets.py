@@ -12,7 +12,7 @@ from hone.data import Batch, PackedBatches, Sample
 from hone.data.conversations import Examples
 from hone.data.corpus import Corpus, encode_texts
 from hone.data.formats import FORMATS, Format, check_tunes, detect_format
-from hone.data.labelled import Labelled, read_labelled
+from hone.data.labelled import read_labelled
 from hone.data.pretraining import Causal, text_batches
 from hone.data.rows import Rows
 from hone.data.samples import IGNORED
@@ -202,16 +202,12 @@ def _labelled(
     head = heads[form]
     known = config.labels if config.head == head else ()
     found = read_labelled(form, options.data, tokenizer, limit, options.columns, known)
-    notes = [_cut(found)] if found.cut else []
+    notes = found.sentences()
     if options.held_out_data is not None:
         other = read_labelled(
-            form, options.held_out_data, tokenizer, limit, options.columns, found.labels
+            form, options.held_out_data, tokenizer, limit, options.columns, like=found
         )
-        if other.labels != found.labels or other.scored != found.scored:
-            raise DataError(
-                f"{options.held_out_data} has labels that {options.data} has not: "
-                f"{', '.join(sorted({*other.labels} - {*found.labels})) or 'scores of pairs'}."
-            )
+        notes += [f"Held out: {sentence}" for sentence in other.sentences()]
         train, held_out = found.samples, other.samples
     else:
         train, held_out = share_out(found.samples, found.lines, options)
@@ -222,13 +218,9 @@ def _labelled(
         held_out,
         labels=found.labels,
         problem=found.problem,
-        contrastive=form is Format.PAIRS and not found.scored,
+        contrastive=form is Format.PAIRS and found.scale is None,
         notes=tuple(notes),
     )
-
-
-def _cut(found: Labelled) -> str:
-    return f"{found.cut:,} texts are longer than the model reads, and lose their end."
 
 
 def share_out(

@@ -65,6 +65,24 @@ def broken_run(tmp_path):
     return run_with
 
 
+@pytest.mark.parametrize("method", ["write", "close"])
+def test_a_tracker_that_fails_does_not_stop_the_run(tmp_path, caplog, method):
+    class Broken(Recorder):
+        calls = 0
+
+        def fail(self, *_):
+            self.calls += 1
+            raise OSError("no room for 가")
+
+    broken = Broken()
+    setattr(broken, method, broken.fail)
+    run(tmp_path, broken)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 8
+    assert broken.calls == 1
+    (warning,) = (r.getMessage() for r in caplog.records if r.name == "hone.train.following")
+    assert warning.startswith("Broken follows the run no more (no room for 가). All lines are in")
+
+
 def steps_and(name, records):
     return [(record["step"], record[name]) for record in records if record.get(name) is not None]
 

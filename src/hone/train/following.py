@@ -1,9 +1,11 @@
 """What a run says of itself: a line of figures now and then, and a live display."""
 
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +19,8 @@ from hone.train.metrics import MetricsLog
 from hone.train.resume import Counters
 from hone.train.schedules import rate_at
 from hone.train.trackers import Tracker
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +107,7 @@ class Following:
             self._trackers = list(trackers)
             for tracker in self._trackers:
                 tracker.begin(self._metrics.records())
-                stack.callback(tracker.close)
+                stack.callback(self._tell, tracker.close, tracker)
             self._bar = stack.enter_context(
                 progress(label, config.steps, "steps", done=counters.step)
             )
@@ -164,8 +168,22 @@ class Following:
 
     def _write(self, record: dict[str, Any]) -> None:
         self._metrics.write(record)
-        for tracker in self._trackers:
-            tracker.write(record)
+        for tracker in list(self._trackers):
+            self._tell(partial(tracker.write, record), tracker)
+
+    def _tell(self, tell: Callable[[], None], tracker: Tracker) -> None:
+        """Call a tracker; one that fails is no reason to stop, and is not told anything more."""
+        try:
+            tell()
+        except Exception as error:  # noqa: BLE001 - other libraries raise anything
+            if tracker in self._trackers:
+                self._trackers.remove(tracker)
+                _log.warning(
+                    "%s follows the run no more (%s). All lines are in %s.",
+                    type(tracker).__name__,
+                    error,
+                    self._metrics.path,
+                )
 
     def __enter__(self) -> Self:
         return self

@@ -1,11 +1,12 @@
 """``metrics.jsonl``: one line per report of a run, none lost and none twice across a resume."""
 
+import contextlib
 import json
 import math
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 from hone.core.errors import CheckpointError
 from hone.core.files import explain_os_error, make_directory
@@ -24,7 +25,8 @@ class MetricsLog:
         self.path = path
         make_directory(path.parent)
         try:
-            self._file: BinaryIO = open(path, "ab")  # noqa: SIM115 - closed by __exit__
+            # Without a buffer nothing is left that could be written again after a failure.
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by __exit__
             size = os.fstat(self._file.fileno()).st_size
             if size < bytes_kept:
                 self._file.close()
@@ -56,7 +58,7 @@ class MetricsLog:
         """Append one line; numbers that are not finite become null, as JSON has no others.
 
         Raises:
-            CapacityError: the disk is full.
+            CapacityError: the disk is full; there is no part of the line in the file.
         """
         clean = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
@@ -64,9 +66,12 @@ class MetricsLog:
         }
         line = (json.dumps(clean, ensure_ascii=False) + "\n").encode()
         try:
-            self._file.write(line)
-            self._file.flush()
+            rest = memoryview(line)
+            while rest:
+                rest = rest[self._file.write(rest) :]
         except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(self.bytes_written)
             raise explain_os_error(error, self.path) from error
         self.bytes_written += len(line)
 
@@ -87,8 +92,4 @@ class MetricsLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        try:
-            self._file.close()  # writes again what a full disk refused, and fails again
-        except OSError as failure:
-            if kind is None:
-                raise explain_os_error(failure, self.path) from failure
+        self._file.close()

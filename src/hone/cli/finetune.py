@@ -76,6 +76,7 @@ def finetune(
     """
     from rich.console import Console
 
+    from hone.core import progress
     from hone.core.config import override, parse
     from hone.parallel import join_processes
     from hone.plan.devices import read_size
@@ -98,6 +99,8 @@ def finetune(
     options = parse(FinetuneOptions, given, "hone finetune")
     folder = out if out is not None else Path("runs") / _name(model, data)
     with join_processes() as processes:
+        if not processes.first:
+            progress.show(None)
         tuning = Tuning(options, folder)
         if processes.first:
             _show_choices(tuning, Console(stderr=True))

@@ -29,12 +29,15 @@ def run(
     settings and inputs did not change are not done again.
     """
     from hone.cli.summary import print_plan, print_run, print_text_run
+    from hone.core import progress
     from hone.parallel import join_processes
     from hone.recipes.settings import find_recipe, load_recipe
     from hone.recipes.text_settings import is_text_recipe, load_text_recipe
 
     path = find_recipe(recipe)
     with join_processes() as processes:
+        if not processes.first:
+            progress.show(None)
         if is_text_recipe(path):
             from hone.recipes.text_stages import run_text_recipe
 

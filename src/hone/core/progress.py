@@ -16,8 +16,8 @@ _LINE_EVERY_SECONDS = 10.0
 _console: Console | None = None
 
 
-def show(console: Console) -> None:
-    """Show progress on ``console`` from now on."""
+def show(console: Console | None) -> None:
+    """Show progress on ``console`` from now on; on None it is not shown."""
     global _console
     _console = console
 

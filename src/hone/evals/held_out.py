@@ -26,6 +26,7 @@ RISING = {
     "rank correlation": True,
 }
 _LARGEST_EXPONENT = 700.0
+_AT_ONCE = 1024  # texts that are compared with all others at a time
 
 
 @torch.no_grad()
@@ -83,8 +84,8 @@ def _classification(model: Classifier, batches: Sequence[Batch]) -> dict[str, fl
             "accuracy": float((found == wanted).all(-1).float().mean()),
         }
     chosen = logits.argmax(-1)
-    classes = torch.arange(logits.shape[-1])
-    each = [_f1(chosen == c, targets == c) for c in classes if bool((targets == c).any())]
+    # A class that no text has and that is never told says nothing; one that is told wrongly does.
+    each = [_f1(chosen == c, targets == c) for c in torch.cat((chosen, targets)).unique()]
     return {"accuracy": float((chosen == targets).float().mean()), "F1": sum(each) / len(each)}
 
 
@@ -122,18 +123,20 @@ def _similarity(model: Embedder, batches: Sequence[Batch]) -> dict[str, float]:
     one, two = torch.cat(first), torch.cat(second)
     if scores:
         return _correlation((one * two).sum(-1), torch.cat(scores))
-    nearest = (one @ two.T).argmax(-1)
+    # A part at a time: all similarities at once would be the square of the pairs.
+    nearest = torch.cat([(part @ two.T).argmax(-1) for part in one.split(_AT_ONCE)])
     return {"retrieval": float((nearest == torch.arange(len(one))).float().mean())}
 
 
 def _correlation(found: Tensor, wanted: Tensor) -> dict[str, float]:
     """Spearman's: that of the ranks, ties in the middle of theirs."""
-    ranks = torch.stack([_ranks(found), _ranks(wanted)])
-    value = float(torch.corrcoef(ranks)[0, 1]) if len(found) > 1 else math.nan
+    if len(found) < 2 or not bool(torch.isfinite(found).all()):
+        return {}
+    value = float(torch.corrcoef(torch.stack([_ranks(found), _ranks(wanted)]))[0, 1])
     return {"rank correlation": value} if math.isfinite(value) else {}
 
 
 def _ranks(values: Tensor) -> Tensor:
     _, place, counts = values.unique(return_inverse=True, return_counts=True)
-    ends = counts.cumsum(0).float()
-    return (ends - (counts.float() - 1) / 2)[place]
+    # Doubles, as products of the ranks of a large file have more digits than floats.
+    return (counts.cumsum(0) - (counts - 1) / 2).double()[place]

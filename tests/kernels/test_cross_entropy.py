@@ -150,3 +150,22 @@ def test_nothing_to_score_is_zero():
 def test_nan_is_not_hidden():
     hidden = torch.full((1, 4), float("nan"))
     assert projected_cross_entropy(hidden, torch.randn(6, 4), torch.tensor([2])).isnan()
+
+
+@pytest.mark.parametrize("function", [projected_cross_entropy, scored])
+@pytest.mark.parametrize(
+    ("dtype", "factor"),
+    [(torch.bfloat16, 1 / 777), (torch.float16, 2.0**16)],
+)
+def test_what_the_loss_is_multiplied_by_is_not_rounded(function, dtype, factor):
+    """Neither a divisor, to the eight bits of bfloat16, nor float16's scale, to infinity."""
+    torch.manual_seed(5)
+    hidden, weight = torch.randn(40, 16).to(dtype), 0.01 * torch.randn(50, 16).to(dtype)
+    labels = torch.randint(0, 50, (40,))
+    found = []
+    for multiplied in (1.0, factor):
+        h = hidden.clone().requires_grad_()
+        (function(h, weight, labels) * multiplied).backward()
+        found.append(h.grad.double())
+    plain, scaled = found
+    assert float((scaled * plain).sum() / (plain * plain).sum()) == pytest.approx(factor, rel=5e-4)

@@ -187,4 +187,5 @@ def _scaled_gradients(ctx: FunctionCtx, grad: Tensor) -> list[Tensor | None]:
     gradients, ctx.gradients = ctx.gradients, None  # type: ignore[attr-defined]
     if gradients is None:
         raise RuntimeError("The backward pass of a chunked cross-entropy can run only once.")
-    return [None if g is None else g.mul_(grad.to(g.dtype)) for g in gradients]
+    # ``grad`` stays float32: rounded to 16 bits it would be another loss, or infinite in float16.
+    return [None if g is None else g.mul_(grad) for g in gradients]

@@ -68,6 +68,17 @@ def test_the_best_is_remembered_when_the_run_goes_on(tmp_path):
     assert (result.best_loss, kept(tmp_path)) == (0.5, [12])
 
 
+def test_a_best_one_that_is_lost_is_not_the_best(tmp_path):
+    """Step 12 is the best and takes the place of step 3, and is damaged."""
+    losses = {3: 1.0, 6: 2.0, 9: 3.0, 12: 0.5}
+    run(tmp_path, losses, replace(CONFIG, keep_last=2))
+    assert kept(tmp_path) == [8, 12]
+    (tmp_path / "checkpoints" / "step-00000012" / "state.safetensors").write_bytes(b"")
+    result = run(tmp_path, losses | {9: 1.8, 12: 1.9}, replace(CONFIG, keep_last=2))
+    assert (result.resumed_from, result.best_step) == (8, 9)
+    assert CheckpointStore(tmp_path / "checkpoints", 1).at(9).step == 9
+
+
 def test_keeping_the_best_needs_losses_to_compare(tmp_path):
     with pytest.raises(ConfigError, match="keep_best needs evaluations"):
         train(tiny_model(), tiny_batches(), CONFIG, tmp_path)

@@ -191,22 +191,25 @@ def test_another_number_of_threads_is_warned_of(tmp_path, caplog):
     assert "threads was 1 and is 2" in caplog.text
 
 
-def test_auto_precision_stays_what_it_was(tmp_path, monkeypatch):
+def test_auto_precision_stays_what_it_was(tmp_path, monkeypatch, caplog):
     config = replace(CONFIG, precision="auto", steps=4, checkpoint_every=2)
     monkeypatch.setattr("hone.train.loop.preferred_dtype", lambda device: torch.bfloat16)
     with pytest.raises(Stop):
         train(tiny_model(), tiny_batches(), config, tmp_path, on_step=stop_at(2))
     monkeypatch.setattr("hone.train.loop.preferred_dtype", lambda device: torch.float32)
-    assert train(tiny_model(), tiny_batches(), config, tmp_path).precision == "bf16"
+    with caplog.at_level(logging.WARNING):
+        assert train(tiny_model(), tiny_batches(), config, tmp_path).precision == "bf16"
+    assert "Going on" not in caplog.text, "nothing is different"
 
 
 def test_a_batch_without_labels_is_skipped_and_counted(tmp_path):
     batches = Altered({3: without_labels, 4: without_labels})
     result = train(tiny_model(), batches, replace(CONFIG, steps=6, log_every=1), tmp_path)
     assert (result.skipped_empty, result.skipped_bad) == (2, 0)
-    assert [record["loss"] is None for record in lines(tmp_path)] == [
-        step in (3, 4) for step in range(6)
-    ]
+    for figure in ("loss", "grad_norm"):
+        assert [record[figure] is None for record in lines(tmp_path)] == [
+            step in (3, 4) for step in range(6)
+        ]
 
 
 class Fragile(torch.nn.Module):
@@ -282,6 +285,16 @@ def test_ctrl_c_finishes_the_step_and_keeps_it(tmp_path):
     assert train(model, Altered({}), CONFIG, tmp_path / "parts").resumed_from == 7
     assert equal(weights(whole), weights(model))
     assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
+
+
+def test_ctrl_c_after_the_last_step_is_not_lost(tmp_path):
+    def press(counters):
+        if counters.step == CONFIG.steps:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_model(), tiny_batches(), CONFIG, tmp_path, on_step=press)
+    assert train(tiny_model(), tiny_batches(), CONFIG, tmp_path).resumed_from == CONFIG.steps
 
 
 def test_training_works_outside_the_main_thread(tmp_path):

@@ -25,8 +25,8 @@ def test_other_settings_data_or_weights_are_refused_by_name(tmp_path):
         train(tiny_model(layers=1), tiny_batches(), CONFIG, tmp_path)
     with pytest.raises(ConfigError, match=r": the weights to start from changed\."):
         train(tiny_model(seed=1), tiny_batches(), CONFIG, tmp_path)
-    # How often to write has no effect on the weights.
-    config = replace(CONFIG, checkpoint_every=3, log_every=1, keep_last=5)
+    # How often to write and when to give up has no effect on the weights.
+    config = replace(CONFIG, checkpoint_every=3, log_every=1, keep_last=5, max_bad_steps=99)
     assert train(tiny_model(), tiny_batches(), config, tmp_path).resumed_from == 12
 
 

@@ -143,6 +143,10 @@ class CheckpointStore:
             raise CheckpointError(damage)
         return Checkpoint(path, step, manifest)
 
+    def steps(self) -> list[int]:
+        """The steps that there are checkpoints of, ascending."""
+        return [step for step, _ in self._all()]
+
     def clear(self) -> None:
         """Delete all checkpoints."""
         for _, path in self._all():

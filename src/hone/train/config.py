@@ -13,8 +13,9 @@ OptimizerName = Literal[
 ]
 ActivationCheckpointing = Literal["none", "blocks", "selective"]
 
-# These decide what is written and shown, or how the same gradients are computed.
+# These decide what is written and shown, when to give up, or how the same gradients are computed.
 _WITHOUT_EFFECT = (
+    "max_bad_steps",
     "checkpoint_every",
     "keep_last",
     "keep_best",

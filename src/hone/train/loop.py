@@ -182,7 +182,9 @@ def train(
                     on_step(counters)
             if stopping:
                 raise KeyboardInterrupt
-        processes.barrier()  # for none of them is it over before the last checkpoint is written
+        # For no process is it over before the last checkpoint is written, nor in time for Ctrl-C.
+        if processes.any(interrupted()):
+            raise KeyboardInterrupt
     optimizer.finish()
     model.eval()
     return TrainResult(
@@ -240,9 +242,9 @@ def _begin(
     where = machine(_precision(config, device), device, config.micro_batches, processes.count)
     if checkpoint is not None:
         check_same(checkpoint, wanted)
+        where["precision"] = checkpoint.manifest["machine"]["precision"]
         if processes.first:
             warn_of_changes(checkpoint, where)
-        where["precision"] = checkpoint.manifest["machine"]["precision"]
     precision = where["precision"]
     gauge = MemoryGauge(model)
     optimizer = Optimizer(model, config, _DTYPES[precision])
@@ -251,6 +253,8 @@ def _begin(
         counters = Counters(loss_scale=FIRST_SCALE if precision == "fp16" else 1.0)
     else:
         counters = restore(checkpoint, optimizer)
+        if counters.best_step not in store.steps():  # a later one that is lost had taken its place
+            counters.best_loss = counters.best_step = None
     return _Start(optimizer, counters, gauge, wanted, where)
 
 

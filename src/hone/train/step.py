@@ -57,6 +57,7 @@ class Stepper:
         """
         if batch.n_trained == 0:
             counters.skipped_empty += 1
+            counters.grad_norm = None
             return
         loss = self._gradients(batch, counters)
         norm = self._optimizer.clip_gradients()

@@ -93,3 +93,24 @@ def test_eighty_columns_are_enough(runs, monkeypatch):
     assert len(lines) == 4
     assert "0.5 accuracy" in lines[2]
     assert max(map(len, lines)) <= 80
+
+
+def test_settings_of_another_kind_are_no_difference(runs):
+    recipe = {"name": "y", "data": {"database": "sample"}, "train": {"lr": 0.1, "steps": 6}}
+    (runs / "not a run" / "recipe.json").write_text(json.dumps(recipe))
+    several = [read_run(runs / name) for name in ("run0", "run1", "not a run")]
+    assert differences(several) == {"train.lr": [0.1, 0.2, 0.1], "train.steps": [5, 5, 6]}
+
+
+def test_a_run_has_one_colour_in_all_pictures(runs, tmp_path):
+    page = tmp_path / "page.html"
+    for number, name in enumerate(("run0", "run1")):
+        lines = [{"step": s, "loss": 2.0 + s} for s in (1, 2)]
+        lines += [{"step": s, "held_out_loss": 2.0 + s} for s in (1, 2) if number]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (runs / name / "train" / "metrics.jsonl").write_text(text)
+    command = ["runs", str(runs / "run0"), str(runs / "run1"), "--report", str(page)]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    alone = page.read_text().split("Held-out loss</h2>")[1].split("</figure>")[0]
+    assert 'class="line series-1"' in alone
+    assert "series-0" not in alone

@@ -34,6 +34,7 @@ def runs(
     chosen = folders or [Path("runs")]
     comparing = len(chosen) > 1
     found = [read_run(folder) for folder in chosen] if comparing else find_runs(chosen[0])
+    names = _names(found)
     if as_json:
         records = [run.to_dict() for run in found]
         typer.echo(json.dumps(records, ensure_ascii=False))
@@ -42,7 +43,6 @@ def runs(
         if not found:
             console.print(f"No runs in {chosen[0]}.", highlight=False, markup=False)
             return
-        names = [str(run.path) if comparing else run.path.name for run in found]
         console.print(_table(found, names))
         if comparing:
             console.print(_differences(names, differences(found)))
@@ -60,10 +60,16 @@ def runs(
             raise RequestError(f"There are no runs in {chosen[0]} to draw.")
         write_comparison(
             report,
-            {str(run.path): run.metrics for run in found},
-            {str(run.path): run.scores for run in found},
+            {name: run.metrics for name, run in zip(names, found, strict=True)},
+            {name: run.scores for name, run in zip(names, found, strict=True)},
             differences(found),
         )
+
+
+def _names(found: "list[PastRun]") -> list[str]:
+    """The folders' own names where these tell the runs apart, else the paths."""
+    names = [run.path.resolve().name for run in found]
+    return names if len(set(names)) == len(names) else [str(run.path) for run in found]
 
 
 def _table(found: "list[PastRun]", names: list[str]) -> "RenderableType":
@@ -122,8 +128,15 @@ def _differences(names: list[str], values: dict[str, list[object]]) -> "Renderab
         title="What differs",
         title_justify="left",
     )
-    for name in ("setting", *names):
+    table.add_column("setting", no_wrap=True)
+    for name in names:
         table.add_column(Text(name), overflow="fold")
     for name, each in values.items():
-        table.add_row(Text(name), *(Text("-" if value is None else str(value)) for value in each))
+        table.add_row(Text(name), *(Text(_setting(value)) for value in each))
     return table
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "-" if value is None else str(value)

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from hone.evals.formatting import quantity
+
 HEIGHT, _TOP, _BOTTOM = 280, 12, 246  # pixels
 
 
@@ -49,7 +51,7 @@ class Axes:
             Markup(
                 '<line class="grid" x1="0" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/>'
                 '<text class="tick" x="-8" y="{text:.1f}" text-anchor="end">{label}</text>'
-            ).format(y=self.down(tick), text=self.down(tick) + 4, label=f"{tick:.4g}")
+            ).format(y=self.down(tick), text=self.down(tick) + 4, label=_label(tick))
             for tick in self._ticks
         )
         steps = nice_ticks(self.first_step, self.last_step, 4)
@@ -70,6 +72,10 @@ class Axes:
     def _anchor(self, step: float) -> str:
         place = self.across(step)
         return "start" if place == 0 else "end" if place > 97 else "middle"
+
+
+def _label(tick: float) -> str:
+    return quantity(round(tick)) if tick >= 10_000 else f"{tick:.4g}"
 
 
 def nice_ticks(low: float, high: float, count: int) -> list[float]:

@@ -12,6 +12,8 @@ from hone.evals.axes import HEIGHT, Axes
 from hone.evals.intervals import Score
 from hone.evals.records import json_lines
 
+# As many as report.css.jinja has.
+_COLOURS = 6
 Point = tuple[int, float]  # step, loss
 
 _MOST_BUCKETS = 150
@@ -91,7 +93,7 @@ def curves(named: Mapping[str, Sequence[Point]], what: str) -> Markup:
     """Several series of one quantity in one picture, with a legend where there are several.
 
     Args:
-        named: the points of each series, up to six.
+        named: the points of each series; one has the same colour in all pictures of the same names.
         what: the quantity and its unit, for those who cannot see the picture.
     """
     drawn = {
@@ -103,14 +105,13 @@ def curves(named: Mapping[str, Sequence[Point]], what: str) -> Markup:
         return Markup('<p class="note">Nothing to draw: fewer than two points were logged.</p>')
     values = [value for points in drawn.values() for _, value in points]
     axes = Axes(max(points[-1][0] for points in drawn.values()), min(values), max(values))
+    looks = {name: _look(number) for number, name in enumerate(named)}
     lines = Markup("").join(
-        Markup(
-            '<polyline class="line series-{n}" points="{p}" vector-effect="non-scaling-stroke"/>'
-        ).format(
-            n=number,
+        Markup('<polyline {look} points="{p}" vector-effect="non-scaling-stroke"/>').format(
+            look=looks[name],
             p=" ".join(axes.points([(step, mean) for step, _, mean, _ in _buckets(points)])),
         )
-        for number, points in enumerate(drawn.values())
+        for name, points in drawn.items()
     )
     picture = Markup(
         '<svg class="loss" role="img" aria-label="{label}" height="{height}">{grid}'
@@ -121,12 +122,19 @@ def curves(named: Mapping[str, Sequence[Point]], what: str) -> Markup:
         return picture
     items = Markup("").join(
         Markup(
-            '<li><svg width="26" height="12"><line class="line series-{n}" x1="0" x2="26" y1="6" '
-            'y2="6"/></svg>{name}</li>'
-        ).format(n=number, name=name)
-        for number, name in enumerate(drawn)
+            '<li><svg width="26" height="12"><line {look} x1="0" x2="26" y1="6" y2="6"/></svg>'
+            "{name}</li>"
+        ).format(look=looks[name], name=name)
+        for name in drawn
     )
     return picture + Markup('<ul class="legend">{}</ul>').format(items)
+
+
+def _look(number: int) -> Markup:
+    """The colour of a series; when the colours are used up, they come again with dashes."""
+    turn, colour = divmod(number, _COLOURS)
+    dashes = Markup(' stroke-dasharray="{} 4"').format(10 // turn) if turn else Markup("")
+    return Markup('class="line series-{}"{}').format(colour, dashes)
 
 
 def accuracy_bar(score: Score, goal: float | None = None) -> Markup:

@@ -10,7 +10,7 @@ from hone.evals.charts import curves
 from hone.evals.report import page_environment
 from hone.evals.training_report import SERIES, series
 
-_LOSSES = {"loss": "Training loss", "held_out_loss": "Held-out loss"}
+_LOSSES = {"loss": ("Training loss", 1.0), "held_out_loss": ("Held-out loss", 1.0)}
 
 
 def write_comparison(
@@ -31,8 +31,8 @@ def write_comparison(
         HoneError: ``path`` cannot be written.
     """
     pictures = []
-    for key, title in (_LOSSES | SERIES).items():
-        drawn = {name: series(lines, key) for name, lines in metrics.items()}
+    for key, (title, unit) in (_LOSSES | SERIES).items():
+        drawn = {name: series(lines, key, unit) for name, lines in metrics.items()}
         if any(len(points) > 1 for points in drawn.values()):
             pictures.append((title, curves(drawn, title)))
     names = list(dict.fromkeys(name for found in scores.values() for name in found))

@@ -16,12 +16,12 @@ from hone.evals.charts import Point, curves
 from hone.evals.records import json_lines
 from hone.evals.report import page_environment, setting_sections
 
-# What metrics.jsonl may hold, and how a page calls it, with its unit.
+# What metrics.jsonl may hold, how a page calls it, and the unit that it is shown in.
 SERIES = {
-    "lr": "Learning rate",
-    "tokens_per_second": "Tokens per second",
-    "grad_norm": "Norm of the gradient",
-    "memory_bytes": "Memory in bytes",
+    "lr": ("Learning rate", 1.0),
+    "tokens_per_second": ("Tokens per second", 1.0),
+    "grad_norm": ("Norm of the gradient", 1.0),
+    "memory_bytes": ("Memory in GB", 1e9),
 }
 
 
@@ -80,10 +80,10 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return [line for _, line in json_lines(path) if isinstance(line, dict)]
 
 
-def series(metrics: Sequence[Mapping[str, Any]], key: str) -> list[Point]:
-    """(step, value) of every line that has a number under ``key``."""
+def series(metrics: Sequence[Mapping[str, Any]], key: str, unit: float = 1.0) -> list[Point]:
+    """(step, value) of every line that has a number under ``key``, counted in ``unit``."""
     return [
-        (int(line["step"]), float(line[key]))
+        (int(line["step"]), float(line[key]) / unit)
         for line in metrics
         if "step" in line and isinstance(line.get(key), int | float)
     ]
@@ -107,8 +107,8 @@ def render_training_report(report: TrainingReport) -> str:
     }
     more = [
         (title, curves({title: points}, title))
-        for key, title in SERIES.items()
-        if len(points := series(report.metrics, key)) > 1
+        for key, (title, unit) in SERIES.items()
+        if len(points := series(report.metrics, key, unit)) > 1
     ]
     largest = max(report.memory.values(), default=0)
     page = (

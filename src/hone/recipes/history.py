@@ -135,10 +135,22 @@ def read_run(path: str | Path) -> PastRun:
 
 
 def differences(runs: Sequence[PastRun]) -> dict[str, list[Any]]:
-    """The settings that are not the same in all ``runs``, with the value in each."""
+    """The settings that are not the same in all ``runs``, with the value in each, None for none.
+
+    What only runs of another kind have is no difference; neither are name and kind.
+    """
     names = dict.fromkeys(name for run in runs for name in run.settings)
-    values = {name: [run.settings.get(name) for run in runs] for name in names}
-    return {name: found for name, found in values.items() if any(v != found[0] for v in found)}
+    return {
+        name: [run.settings.get(name) for run in runs]
+        for name in names
+        if name not in ("name", "kind") and _differs(runs, name)
+    }
+
+
+def _differs(runs: Sequence[PastRun], name: str) -> bool:
+    kinds = {run.kind for run in runs if name in run.settings}
+    values = [run.settings.get(name) for run in runs if run.kind in kinds]
+    return any(value != values[0] for value in values)
 
 
 def _kind(values: Mapping[str, Any]) -> str:

@@ -34,6 +34,7 @@ from hone.data import Causal, Corpus, Sample, encode_texts, pack, text_batches
 from hone.models import CausalLM, ModelConfig
 from hone.text.training import character_tokenizer
 from hone.train import TensorBatch, TrainConfig, train
+from hone.train.resume import Counters
 
 LENGTH, LAYERS, HEADS, WIDTH = 64, 4, 4, 128
 PEER_ROWS, ESTIMATES, ESTIMATE_EVERY = 12, 20, 250
@@ -166,11 +167,9 @@ def run_peer(job: Job) -> Outcome:
             begun = time.perf_counter()
             found = estimate()
             estimating += time.perf_counter() - begun
-            print(
-                f"  the setting, step {step:,}: train {found['train']:.3f}, held out "
-                f"{found['val']:.3f}",
-                file=sys.stderr,
-                flush=True,
+            note(
+                f"the setting, step {step:,}: train {found['train']:.3f}, held out "
+                f"{found['val']:.3f}"
             )
         if step == job.steps:
             break
@@ -254,14 +253,14 @@ def run_hone(job: Job) -> Outcome:
             seed=job.seed,
         )
         ends: list[float] = []
+
+        def follow(counters: Counters) -> None:
+            ends.append(time.perf_counter())
+            if len(ends) % max(10, steps // 80 * 10) == 0:
+                note(f"hone, step {len(ends):,}: train {counters.loss or 0.0:.3f}")
+
         with tempfile.TemporaryDirectory() as folder:
-            train(
-                model,
-                batches,
-                settings,
-                folder,
-                on_step=lambda counters: ends.append(time.perf_counter()),
-            )
+            train(model, batches, settings, folder, on_step=follow)
         return model, ends
 
     steps = job.steps
@@ -270,11 +269,9 @@ def run_hone(job: Job) -> Outcome:
         each = (ends[-1] - ends[2]) / (PROBE_STEPS - 3)
         left = (job.seconds - job.elapsed) * (1 - MARGIN)
         steps = max(1, int(left / each))
-        print(
-            f"  hone: {job.tokens_per_step / each:,.0f} characters/s in {PROBE_STEPS} steps, "
-            f"{left:.0f} of {job.seconds:.0f} s to be used: {steps} steps",
-            file=sys.stderr,
-            flush=True,
+        note(
+            f"hone: {job.tokens_per_step / each:,.0f} characters/s in {PROBE_STEPS} steps, "
+            f"{left:.0f} of {job.seconds:.0f} s to be used: {steps} steps"
         )
     model, _ = run(steps)
     seconds = job.elapsed
@@ -302,6 +299,11 @@ def whole_loss_of_hone(model: CausalLM, ids: np.ndarray) -> float:
         total += model.packed_loss(batch).item()
         trained += batch.n_trained
     return total / trained
+
+
+def note(line: str) -> None:
+    """Tell how far a contender is."""
+    print("  " + line, file=sys.stderr, flush=True)
 
 
 def contender(connection: Connection, name: str, job: Job) -> None:

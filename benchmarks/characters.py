@@ -362,7 +362,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="40 steps of the setting: a check")
     parser.add_argument("--steps", type=int, default=0, help="of hone, instead of finding them")
     parser.add_argument("--peer-steps", type=int, default=2000, help="0 leaves the setting out")
-    parser.add_argument("--tokens-per-step", type=int, default=4096, help="of hone")
+    parser.add_argument("--tokens-per-step", type=int, default=2048, help="of hone")
     parser.add_argument("--muon-rate", type=float, default=0.02, help="of hone")
     parser.add_argument("--rate", type=float, default=3e-3, help="of hone's AdamW")
     parser.add_argument("--seed", type=int, default=0)

@@ -197,6 +197,27 @@ def test_the_last_answer_of_a_long_conversation_keeps_the_system_message():
     assert report.truncated["a conversation was cut between turns"].times == 1
 
 
+def test_a_conversation_of_hundreds_of_turns_is_cut_in_the_time_of_its_pieces(monkeypatch):
+    writer = Conversations(make_chat_tokenizer("chatml"))
+    written, count = [], 400
+    answers = Conversations.answers
+
+    def watched(self, messages, tools, wanted):
+        written.append(len(messages))
+        return answers(self, messages, tools, wanted)
+
+    messages = turns(count, words=0)
+    monkeypatch.setattr(Conversations, "answers", watched)
+    part = tokenise([Conversation(messages[:4], None, 1)], writer, 200)[0][0].length
+    samples, report = tokenise([Conversation(messages, None, 1)], writer, 2 * part)
+    found = [text for sample in samples for text in trained(writer, sample)]
+    assert [text.split(" ")[0] for text in found] == [f"a{n}" for n in range(count)]
+    assert report.truncated["a conversation was cut between turns"].times == len(samples) - 1
+    # Once whole, and then pieces of a few turns, a few times each.
+    assert sorted(written)[-2] <= 20
+    assert sum(written) < 10 * len(messages)
+
+
 def test_a_long_prompt_loses_its_beginning_and_never_the_answer():
     writer = writer_of("llama3")
     tokenizer = writer.tokenizer

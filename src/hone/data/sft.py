@@ -107,7 +107,9 @@ class _Part:
         return _Part(self.whole, self.messages[: answers[-1] + 1], tuple(answers))
 
     def since(self, turn: int) -> "_Part":
-        """The system message and what begins with message ``turn``."""
+        """The system message and what begins with message ``turn``; all from 0 on."""
+        if not turn:
+            return self
         head = self.messages[:1] if self.messages[0]["role"] == "system" else []
         moved = len(head) - turn
         wanted = tuple(index + moved for index in self.wanted if index >= turn)
@@ -171,15 +173,19 @@ class _Tokeniser:
             return []
         if self.train_on == "last":
             answers = answers[-1:]
-        return self._render(_Part(whole, whole.messages, tuple(answers)).until(answers))
+        try:
+            return self._render(_Part(whole, whole.messages, tuple(answers)).until(answers))
+        except RequestError as error:
+            self._drop(str(error).rstrip("."), whole.line)
+            return []
 
     def _render(self, part: _Part) -> list[tuple[_Part, Rendered]]:
-        """``part`` as text; as several where the template must write its answers one by one."""
-        try:
-            found = self.writer.answers(part.messages, part.whole.tools, part.wanted)
-        except RequestError as error:
-            self._drop(str(error).rstrip("."), part.whole.line)
-            return []
+        """``part`` as text; as several where the template must write its answers one by one.
+
+        Raises:
+            RequestError: the template refuses it.
+        """
+        found = self.writer.answers(part.messages, part.whole.tools, part.wanted)
         if len(found) == 1:
             return [(part, found[0])]
         parts = [part.until([index]) for index in part.wanted]
@@ -190,30 +196,53 @@ class _Tokeniser:
         if all(sample.length <= self.max_length for sample in samples):
             for sample in samples:
                 self._keep(sample, part.whole.line)
-            return
-        turns = [turn for turn in part.turns() if turn <= part.wanted[-1]]
-        at = bisect_left(turns, True, key=lambda turn: self._fits(part.since(turn)))
-        if at < len(turns):
-            self._earlier(part, [index for index in part.wanted if index < turns[at]])
-            self._count(self.report.truncated, _CUT_TURNS, part.whole.line)
-            for sample in self._encode(part.since(turns[at])):
-                self._keep(sample, part.whole.line)
-            return
-        # The last answer does not fit behind its own turn.
-        self._earlier(part, part.wanted[:-1])
-        last = part.until(part.wanted[-1:])
-        for sample in self._encode(last.since(turns[-1]) if turns else last):
-            self._keep_end(sample, part.whole.line)
+        else:
+            self._cut(part)
 
-    def _fits(self, part: _Part) -> bool:
-        return all(sample.length <= self.max_length for sample in self._encode(part))
+    def _cut(self, part: _Part) -> None:
+        """``part`` in several, of which each but the first is as long as fits."""
+        pieces: list[_Part] = []
+        while part.wanted:
+            turns = [0, *part.turns()]
+            at = self._first_that_fits(part, turns)
+            if at < len(turns):
+                pieces.append(part.since(turns[at]))
+                rest = [index for index in part.wanted if index < turns[at]]
+                if turns[at]:
+                    self._count(self.report.truncated, _CUT_TURNS, part.whole.line)
+            else:  # the last answer does not fit behind its own turn
+                *rest, last = part.wanted
+                pieces.append(part.until([last]).since(turns[-1]))
+            part = part.until(rest) if rest else _Part(part.whole, [], ())
+        for piece in reversed(pieces):
+            try:
+                samples = self._encode(piece)
+            except RequestError as error:
+                self._drop(str(error).rstrip("."), piece.whole.line)
+                continue
+            for sample in samples:
+                self._keep_end(sample, piece.whole.line)
 
-    def _earlier(self, part: _Part, answers: Sequence[int]) -> None:
-        """The answers before a cut, as a conversation of their own."""
-        if answers:
-            for piece in self._render(part.until(answers)):
-                (encoded,) = self.encoder.encode_batch([piece[1].text])
-                self._conversation(*piece, encoded)
+    def _first_that_fits(self, part: _Part, turns: Sequence[int]) -> int:
+        """Of ``turns`` the first with which what is left of ``part`` fits; their number if none.
+
+        From the end on in steps that double: what is much too long is never written.
+        """
+
+        def fits(turn: int) -> bool:
+            try:
+                samples = self._encode(part.since(turn))
+            except RequestError:
+                return False
+            return all(sample.length <= self.max_length for sample in samples)
+
+        high, step = len(turns), 1
+        while high:
+            low = max(high - step, 0)
+            if not fits(turns[low]):
+                return bisect_left(turns, True, low + 1, high, key=fits)
+            high, step = low, 2 * step
+        return 0
 
     def _encode(self, part: _Part) -> list[Sample]:
         found = self._render(part)

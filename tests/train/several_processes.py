@@ -12,10 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from test_contrastive import embedder, pairs
 from tiny import tiny_model
 
 from hone.data import PackedBatches, completion_sample
-from hone.train import SummedLoss, TrainConfig, train
+from hone.train import Contrastive, SummedLoss, TrainConfig, train
 from hone.train.optimizers import Optimizer
 from hone.train.resume import Counters
 from hone.train.step import Stepper
@@ -152,6 +153,22 @@ def equivalence(root):
     return found
 
 
+def contrastive(root):
+    """Pairs whose negatives are those of all processes."""
+
+    def work(name):
+        model = embedder()
+        data = PackedBatches(pairs(), 120, 0)
+        return lambda processes: {
+            "loss": train(
+                model, data, CONFIG, root / name, objective=Contrastive(0.1), processes=processes
+            ).loss,
+            "weights": weights_of(model),
+        }
+
+    return {name: in_processes(n, work(name)) for n, name in ((1, "pairs-1"), (2, "pairs-2"))}
+
+
 def going_on(root):
     """Two processes are killed; two, or one with other parts, go on."""
     found = {
@@ -213,7 +230,11 @@ def main():
     # What torch imports at the first optimizer is imported once, here; no gradients, no threads.
     Optimizer(tiny_model(), CONFIG, torch.float32).step(0.0, 0)
     root = Path(sys.argv[1])
-    print(json.dumps({work.__name__: work(root) for work in (equivalence, going_on, failures)}))
+    print(
+        json.dumps(
+            {work.__name__: work(root) for work in (equivalence, contrastive, going_on, failures)}
+        )
+    )
 
 
 if __name__ == "__main__":

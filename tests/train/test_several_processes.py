@@ -47,6 +47,13 @@ def test_however_a_step_is_cut_it_is_the_same_step(report):
     assert set(report["equivalence"]) == {"1x1", "1x2", "1x4", "1x8", "2x1", "2x4"}
 
 
+def test_the_pairs_of_all_processes_are_one_batch(report):
+    alone = values(report["contrastive"]["pairs-1"])[0]
+    for found in values(report["contrastive"]["pairs-2"]):
+        assert np.abs(np.subtract(found["weights"], alone["weights"])).max() < 1e-4
+        assert found["loss"] == pytest.approx(alone["loss"], abs=1e-4)
+
+
 def test_two_killed_processes_go_on_with_the_same_bits(report):
     runs = report["going_on"]
     survivor, killed = runs["killed"]

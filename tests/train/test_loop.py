@@ -13,6 +13,7 @@ from tiny import tiny_batches, tiny_model
 
 from hone.core.errors import CapacityError, CheckpointError, ConfigError, HoneError
 from hone.data import IGNORED
+from hone.kernels.linear import joined
 from hone.train import TensorBatch, TrainConfig, checkpoints, train
 
 CONFIG = TrainConfig(
@@ -174,6 +175,39 @@ def test_fresh_forgets_the_earlier_run(tmp_path):
     assert result.resumed_from == 0
     assert [record["step"] for record in lines(tmp_path)] == [4]
     assert checkpoints_in(tmp_path) == ["step-00000004"]
+
+
+@pytest.mark.parametrize("wrong", [{"freeze": ("*",)}, {"activation_checkpointing": "blocks"}])
+def test_a_fresh_run_that_cannot_begin_leaves_the_earlier_one(tmp_path, wrong):
+    class Bare(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = tiny_model()
+
+    train(tiny_model(), tiny_batches(), CONFIG, tmp_path)
+    before = checkpoints_in(tmp_path), lines(tmp_path)
+    with pytest.raises(ConfigError):
+        train(Bare(), tiny_batches(), replace(CONFIG, **wrong), tmp_path, fresh=True)
+    assert (checkpoints_in(tmp_path), lines(tmp_path)) == before
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    def second(counters):
+        with pytest.raises(HoneError, match=f"Another run is training in {tmp_path}"):
+            train(tiny_model(), tiny_batches(), CONFIG, tmp_path, fresh=True)
+
+    train(tiny_model(), tiny_batches(), CONFIG, tmp_path, on_step=second)
+    assert train(tiny_model(), tiny_batches(), CONFIG, tmp_path).resumed_from == 12
+
+
+@pytest.mark.parametrize("change", [{"ema": 0.9}, {"precision": "bf16"}])
+def test_a_trained_model_has_its_joint_weights_together(tmp_path, change):
+    model = tiny_model()
+    train(model, tiny_batches(), replace(CONFIG, steps=2, **change), tmp_path)
+    inner = model.model.layers[0].mlp
+    assert joined([inner.gate_proj.weight, inner.up_proj.weight]).data_ptr() == (
+        inner.gate_proj.weight.data_ptr()
+    )
 
 
 def test_a_lost_metrics_file_is_noticed(tmp_path):

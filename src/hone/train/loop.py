@@ -19,6 +19,7 @@ from torch import nn
 from hone.core.errors import ConfigError
 from hone.kernels import keep_freed_memory, preferred_dtype
 from hone.parallel import Processes
+from hone.train.alone import alone_in
 from hone.train.batches import Batches
 from hone.train.checkpoints import Checkpoint, CheckpointStore
 from hone.train.config import TrainConfig
@@ -117,8 +118,8 @@ def train(
             settings do not fit the model.
         CapacityError: the disk is full; the last checkpoint is intact.
         CheckpointError: all checkpoints are damaged.
-        HoneError: ``max_bad_steps`` steps in a row had no finite loss and gradient, or another
-            process has stopped.
+        HoneError: ``max_bad_steps`` steps in a row had no finite loss and gradient, another
+            process has stopped, or another run is in ``out_dir``.
         KeyboardInterrupt: Ctrl-C was pressed; the step was finished and a checkpoint written.
     """
     out_dir, processes = Path(out_dir), processes or Processes()
@@ -126,6 +127,8 @@ def train(
     device = next(model.parameters()).device
     with ExitStack() as stack:
         stack.enter_context(processes.leaving_on_error())
+        if processes.first:
+            stack.enter_context(alone_in(out_dir))
         stack.enter_context(frozen(model, config.freeze))
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         interrupted = stack.enter_context(deferred_interrupt())
@@ -186,6 +189,7 @@ def train(
         if processes.any(interrupted()):
             raise KeyboardInterrupt
     optimizer.finish()
+    _adjoin_weights(model)
     model.eval()
     return TrainResult(
         steps=counters.step,
@@ -235,7 +239,7 @@ def _begin(
     fresh: bool,
 ) -> _Start:
     """Prepare the model and its optimizer, and take over what the last checkpoint has."""
-    checkpoint = _last_checkpoint(store, processes, fresh)
+    checkpoint = None if fresh else _last_checkpoint(store, processes)
     device = next(model.parameters()).device
     wanted = identity(model, batches.fingerprint, config, objective)
     check_alike(processes, wanted, checkpoint.step if checkpoint else 0)
@@ -249,6 +253,8 @@ def _begin(
     gauge = MemoryGauge(model)
     optimizer = Optimizer(model, config, _DTYPES[precision])
     _prepare(model, config)
+    if fresh and processes.first:
+        store.clear()  # now that nothing is in the way of the new run
     if checkpoint is None:
         counters = Counters(loss_scale=FIRST_SCALE if precision == "fp16" else 1.0)
     else:
@@ -258,23 +264,16 @@ def _begin(
     return _Start(optimizer, counters, gauge, wanted, where)
 
 
-def _last_checkpoint(
-    store: CheckpointStore, processes: Processes, fresh: bool
-) -> Checkpoint | None:
+def _last_checkpoint(store: CheckpointStore, processes: Processes) -> Checkpoint | None:
     """What to go on from; the first process has tidied up before the others look."""
-    checkpoint = None
-    if processes.first:
-        if fresh:
-            store.clear()
-        checkpoint = store.latest()
+    checkpoint = store.latest() if processes.first else None
     processes.barrier()
     return checkpoint if processes.first else store.latest()
 
 
 def _prepare(model: nn.Module, config: TrainConfig) -> None:
     """Have the model as training needs it."""
-    if adjoin_weights := getattr(model, "adjoin_weights", None):
-        adjoin_weights()  # a conversion of the dtype has taken them apart
+    _adjoin_weights(model)
     mode, offload = config.activation_checkpointing, config.offload_activations
     if set_mode := getattr(model, "set_activation_checkpointing", None):
         set_mode(mode, config.checkpointed_blocks, offload)
@@ -286,6 +285,12 @@ def _prepare(model: nn.Module, config: TrainConfig) -> None:
     if next(model.parameters()).device.type == "cpu":
         keep_freed_memory()
     model.train()
+
+
+def _adjoin_weights(model: nn.Module) -> None:
+    """Undo what a change of the weights' memory has done: it takes joint weights apart."""
+    if adjoin_weights := getattr(model, "adjoin_weights", None):
+        adjoin_weights()
 
 
 def _evaluating(config: TrainConfig, evaluate: Evaluate | None) -> Evaluate | None:

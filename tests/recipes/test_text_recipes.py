@@ -205,6 +205,7 @@ def test_prompts_are_continued_along_the_way(recipe, tmp_path):
     out = run(recipe, tmp_path / "run", 'train.prompts=["나는 "]', "train.steps=2")
     (line,) = [line for line in metrics(out) if "samples" in line]
     assert line["samples"][0]["prompt"] == "나는 "
+    assert "<strong>나는 </strong>" in (out / "report.html").read_text()
 
 
 def test_a_run_that_cannot_fit_leaves_the_last_one_as_it_was(recipe, tmp_path):

@@ -25,6 +25,9 @@ SERIES = {
 }
 
 
+_SAMPLES = 6  # steps of which a page shows texts
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """One held-out prompt with what was wanted, and what the model wrote before and after."""
@@ -120,10 +123,19 @@ def render_training_report(report: TrainingReport) -> str:
             curves=more,
             scores=[_score(report, name) for name in report.scores],
             memory=[(name, size, _bar(size, largest)) for name, size in report.memory.items()],
+            samples=_samples(report.metrics),
             settings=setting_sections(report.settings),
         )
     )
     return formatting.printable(page)
+
+
+def _samples(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[int, list[dict[str, str]]]]:
+    """What was written along the way, at a few steps from the first to the last."""
+    found = [(int(line["step"]), line["samples"]) for line in metrics if "samples" in line]
+    if len(found) <= _SAMPLES:
+        return found
+    return [found[round(n * (len(found) - 1) / (_SAMPLES - 1))] for n in range(_SAMPLES)]
 
 
 def _score(report: TrainingReport, name: str) -> dict[str, object]:

@@ -334,9 +334,8 @@ class TextWork:
                 memory=predicted_parts,
                 predicted=memory["predicted_bytes"],
                 measured=memory["measured_bytes"],
-                settings={
-                    key: value for key, value in manifest.items() if key not in ("stages", "hone")
-                },
+                settings=recipe.model_dump(mode="json")
+                | {key: manifest[key] for key in ("inputs", "outputs", "machine", "libraries")},
                 next_commands=self.next_commands(),
             ),
         )

@@ -119,6 +119,17 @@ def test_sharegpt(tmp_path):
     assert found.tools == [{"type": "function", "function": TOOL}]
 
 
+def test_a_system_message_in_a_column_of_its_own(tmp_path):
+    row = {"messages": [USER, ANSWER], "system": "친절하게"}
+    (found,) = read(tmp_path, row)
+    assert found.messages == [{"role": "system", "content": "친절하게"}, USER, ANSWER]
+    own = {"role": "system", "content": "짧게"}
+    (found,) = read(tmp_path, row | {"messages": [own, USER, ANSWER]})
+    assert found.messages == [own, USER, ANSWER]
+    (found,) = read(tmp_path, row | {"system": None})
+    assert found.messages == [USER, ANSWER]
+
+
 def test_completions_and_documents(tmp_path):
     assert read(tmp_path, {"prompt": "가", "completion": "나"}) == [Completion("가", "나", 1)]
     assert read(tmp_path, {"text": "가나"}) == [Document("가나", 1)]

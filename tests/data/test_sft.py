@@ -295,6 +295,26 @@ def test_half_of_a_surrogate_pair_is_read_as_serving_reads_it():
     assert trained(writer, sample) == ["네 ? 하하<|im_end|>"]
 
 
+def test_a_completion_of_nothing_is_no_answer():
+    writer = writer_of("chatml")
+    examples = [Completion("a", "b", 1), Completion("a", "", 2), Completion("a", " \n", 3)]
+    samples, report = tokenise(examples, writer, LONG)
+    assert len(samples) == 1
+    assert report.dropped["there is no answer to train"].times == 2
+    assert report.dropped["there is no answer to train"].first_line == 2
+
+
+def test_functions_that_a_template_leaves_out_are_counted():
+    tools = [{"type": "function", "function": {"name": "search", "parameters": {}}}]
+    examples = [Conversation(MESSAGES, None, 1), Conversation(MESSAGES, tools, 2)]
+    for name, times in (("gemma", 1), ("qwen", 0)):
+        writer = writer_of(name)
+        assert writer.writes_tools == (not times)
+        _, report = tokenise(examples, writer, LONG)
+        counts = [count for reason, count in report.truncated.items() if "functions" in reason]
+        assert [(count.times, count.first_line) for count in counts] == [(1, 2)] * times
+
+
 def test_what_has_no_answer_is_counted_with_its_line():
     writer = writer_of("gemma")
     user = MESSAGES[0]

@@ -115,14 +115,15 @@ class Examples:
 
 def _conversation(row: Row) -> Conversation:
     number, values = row
-    return _made(_listed(values, "messages"), values.get("tools"), number)
+    messages = _listed(values, "messages")
+    if not any(isinstance(item, Mapping) and item.get("role") == "system" for item in messages):
+        messages = _system(values) + messages
+    return _made(messages, values.get("tools"), number)
 
 
 def _sharegpt(row: Row) -> Conversation:
     number, values = row
-    messages: list[Message] = []
-    if values.get("system"):
-        messages.append({"role": "system", "content": _text(values, "system")})
+    messages = _system(values)
     for at, turn in enumerate(_listed(values, "conversations"), 1):
         if not isinstance(turn, Mapping):
             raise RequestError(f'Turn {at} of "conversations" is {turn!r:.60}, not an object.')
@@ -149,9 +150,7 @@ def _sharegpt(row: Row) -> Conversation:
 
 def _alpaca(row: Row) -> Conversation:
     number, values = row
-    messages: list[Message] = []
-    if values.get("system"):
-        messages.append({"role": "system", "content": _text(values, "system")})
+    messages = _system(values)
     for pair in _listed(values, "history") if values.get("history") else []:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise RequestError(f'"history" must hold [question, answer] pairs, found {pair!r:.60}.')
@@ -210,6 +209,13 @@ def _made(messages: list[Any], tools: Any, number: int) -> Conversation:
             if weight == 0:
                 untrained.append(index)
     return Conversation(found, canonical_tools(tools), number, frozenset(untrained))
+
+
+def _system(values: Mapping[str, Any]) -> list[Message]:
+    """The message of a column of its own, where it says anything."""
+    if not values.get("system"):
+        return []
+    return [{"role": "system", "content": _text(values, "system")}]
 
 
 def _listed(values: Mapping[str, Any], key: str) -> list[Any]:

@@ -14,6 +14,8 @@ from itertools import islice
 from operator import length_hint
 from typing import Any, TypeVar
 
+import numpy as np
+
 from hone.core.errors import CheckpointError, ConfigError, DataError, RequestError
 from hone.core.progress import progress
 from hone.data.conversations import Completion, Conversation, Document, Example
@@ -29,6 +31,7 @@ _GROUP = 256
 _CUT_TURNS = "a conversation was cut between turns"
 _CUT_PROMPT = "the beginning of a prompt was cut"
 _CUT_DOCUMENT = "a document was cut into pieces"
+_NO_TOOLS = "the functions on offer were left out, as the chat template does not write any"
 _TOO_LONG = "an answer is longer than max_length by itself"
 _NO_ANSWER = "there is no answer to train"
 
@@ -173,6 +176,8 @@ class _Tokeniser:
             return []
         if self.train_on == "last":
             answers = answers[-1:]
+        if whole.tools and not self.writer.writes_tools:
+            self._count(self.report.truncated, _NO_TOOLS, whole.line)
         try:
             return self._render(_Part(whole, whole.messages, tuple(answers)).until(answers))
         except RequestError as error:
@@ -274,6 +279,9 @@ class _Tokeniser:
 
     def _completion(self, example: Completion, prompt: list[int], whole: list[int]) -> None:
         eos = self.tokenizer.eos_id
+        if not example.completion.strip():
+            self._drop(_NO_ANSWER, example.line)
+            return
         if whole[: len(prompt)] == prompt:
             completion = whole[len(prompt) :]
         else:  # the text's tokens are others than the prompt's, with which serving begins
@@ -334,11 +342,10 @@ class _Tokeniser:
 
     def _ends(self, sample: Sample) -> Iterator[int]:
         """The special token with which each answer ends, but for what a template adds to it."""
-        labels = sample.labels
-        for at in range(len(labels)):
-            if labels[at] != IGNORED and (at + 1 == len(labels) or labels[at + 1] == IGNORED):
-                tail = reversed(labels[max(at - 2, 0) : at + 1])
-                yield from islice((i for i in tail if i in self._special), 1)
+        trained = np.asarray(sample.labels) != IGNORED
+        for at in np.flatnonzero(trained & ~np.append(trained[1:], False)).tolist():
+            tail = reversed(sample.labels[max(at - 2, 0) : at + 1])
+            yield from islice((i for i in tail if i in self._special), 1)
 
     def _drop(self, reason: str, line: int) -> None:
         self._count(self.report.dropped, reason, line)

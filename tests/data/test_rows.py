@@ -114,6 +114,7 @@ def test_columns_under_other_names(tmp_path):
         ("a.json", b'[{"a": "\xff"}]', ["not UTF-8"]),
         ("a.json", b"[" * 200_000, ["nested too deeply"]),
         ("a.json", b"7", ["expected a JSON list of objects, found '7'"]),
+        ("a.json", b'{\n "a": 1\n}', ["line 1", "a list of objects, or an object on each line"]),
         ("a.json", b"[]", ["is empty"]),
         ("a.json", b" \n", ["is empty"]),
         ("a.csv", b"a,b\n1,2\n1,2,3\n", ["line 3", "3 cells, and the header has 2"]),

@@ -127,7 +127,15 @@ def _json_rows(path: Path) -> Iterator[Row]:
         if is_list:
             yield from _list_items(stream, path)
             return
-    yield from iterate_jsonl(path)
+    rows = iterate_jsonl(path)
+    try:
+        first = next(rows)
+    except DataError as error:
+        raise DataError(
+            f"{error} A .json file holds a list of objects, or an object on each line."
+        ) from error
+    yield first
+    yield from rows
 
 
 def _list_items(stream: "_Characters", path: Path) -> Iterator[Row]:

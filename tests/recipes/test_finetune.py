@@ -136,6 +136,13 @@ def test_plain_text_goes_on_being_pretrained(decoder, tmp_path):
     assert found["perplexity"]["after"] < found["perplexity"]["before"]
 
 
+def test_a_text_that_is_none_is_named(decoder, tmp_path):
+    for wrong in (5, None, ["가"]):
+        data = write_jsonl(tmp_path / "t.jsonl", [{"text": "가나 다라"}] * 30 + [{"text": wrong}])
+        with pytest.raises(DataError, match='line 31: "text" must be a text'):
+            tune(decoder, data, tmp_path / "run").choices  # noqa: B018
+
+
 def test_texts_with_labels_make_a_classifier(encoder, tmp_path):
     rows = [
         {"text": f"{a} {b}", "label": "과일" if a in WORDS[:3] else "other"}

@@ -9,7 +9,7 @@ import numpy as np
 from hone.core.errors import ConfigError, DataError
 from hone.core.seeds import rng
 from hone.data import Batch, PackedBatches, Sample
-from hone.data.conversations import Examples
+from hone.data.conversations import Document, Examples
 from hone.data.corpus import Corpus, encode_texts
 from hone.data.formats import FORMATS, Format, check_tunes, detect_format
 from hone.data.labelled import read_labelled
@@ -116,14 +116,20 @@ def read_data(
             f"{options.data} is for {FORMATS[form].use}, and {options.model} is an encoder, which "
             "writes nothing. Encoders learn from text+label, tokens+tags, or pairs of sentences."
         )
-    if form is Format.TEXT and config.encoder is None:
+    if form is Format.TEXT:
+        if config.encoder is not None:
+            raise ConfigError(
+                f"{options.data} is plain text, and {options.model} is an encoder-decoder, which "
+                "learns answers to prompts. A recipe pretrains one on text (hone run)."
+            )
         return _text(options, tokenizer)
     return _tuned(form, options, config, tokenizer, limit)
 
 
 def _text(options: FinetuneOptions, tokenizer: Tokenizer) -> TuningData:
     def corpus(source: str) -> Corpus:
-        texts = (row["text"] for _, row in Rows(source, options.columns) if row.get("text"))
+        examples = Examples(source, options.columns)
+        texts = (example.text for example in examples if isinstance(example, Document))
         return Corpus.of(encode_texts(texts, tokenizer), tokenizer.eos_id)
 
     whole = corpus(options.data)

@@ -8,11 +8,13 @@ import torch
 from small_llama import make_config, make_pack
 from torch import nn
 
+from hone.adapters import LoraConfig, add_adapter
 from hone.core.errors import ConfigError
 from hone.models import ModelConfig, make_model
 from hone.models.config import Experts, StateSpace
 from hone.models.positions import Buckets, Learned, NoPositions
 from hone.models.recompute import Keeper, SparingKeeper
+from hone.quant import quantize_nf4_model
 from hone.train.memory import measure_peak
 
 MAMBA = StateSpace(inner=64, state=5, rank=3)
@@ -108,6 +110,27 @@ def test_with_most_weights_frozen(body, mode):
     assert expected[1]
     model.set_activation_checkpointing(mode)
     assert_same(losses_and_gradients(model, pack), expected)
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("body", ["llama", "gemma", "mamba2", "t5"])
+@pytest.mark.parametrize("options", [{"dropout": 0.3}, {"dora": True}])
+def test_with_adapters_on_float_and_quantized_bases(body, quantized, options):
+    model = make(BODIES[body])
+    if quantized:
+        quantize_nf4_model(model)
+    add_adapter(model, LoraConfig(r=3, **options))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    pack = pack_for(model.train())
+    torch.manual_seed(3)
+    expected = losses_and_gradients(model, pack)
+    assert expected[1]
+    for mode, every in MODES:
+        model.set_activation_checkpointing(mode, every)
+        torch.manual_seed(3)
+        assert_same(losses_and_gradients(model, pack), expected)
 
 
 def peaks(config, lengths, modes):

@@ -70,6 +70,11 @@ def test_a_pattern_that_fits_nothing_is_refused(pattern, message):
     assert trainable(model) == everything
 
 
+def test_a_single_pattern_is_no_list_of_its_letters():
+    with pytest.raises(ConfigError, match=r"freeze must be a list of patterns, .* not 'model\.\*'"):
+        TrainConfig(steps=1, freeze="model.*")
+
+
 def test_nothing_to_train_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="nothing to train"):
         train(tiny_model(), tiny_batches(), replace(CONFIG, freeze=("*",)), tmp_path)

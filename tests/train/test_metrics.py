@@ -1,7 +1,9 @@
 import errno
 import json
 
+import numpy as np
 import pytest
+import torch
 
 from hone.core.errors import CapacityError, CheckpointError, HoneError
 from hone.train.metrics import MetricsLog
@@ -43,6 +45,27 @@ def test_a_file_that_became_shorter_is_noticed(tmp_path):
     with pytest.raises(CheckpointError, match=r"metrics\.jsonl has 3 bytes, and had 10"):
         MetricsLog(path, 10)
     assert path.read_text() == "{}\n"
+
+
+def test_figures_of_any_kind_are_plain_json(tmp_path):
+    figures = {
+        "loss": torch.tensor(1.5),
+        "f1": np.float32(0.5),
+        "right": np.int64(3),
+        "by_kind": {"가": [float("inf"), 1.0], "나": float("nan")},
+        "samples": ["말", "NaN"],
+    }
+    with MetricsLog(tmp_path / "metrics.jsonl") as log:
+        log.write({"step": 1, **figures})
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line, parse_constant=pytest.fail) == {
+        "step": 1,
+        "loss": 1.5,
+        "f1": 0.5,
+        "right": 3,
+        "by_kind": {"가": [None, 1.0], "나": None},
+        "samples": ["말", "NaN"],
+    }
 
 
 class SmallDisk:

@@ -107,7 +107,7 @@ class TrainConfig:
         for name in ("keep_last", "checkpointed_blocks"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("warmup_steps", "workers", "evaluate_every", "weight_decay", "grad_clip"):
-            self._require(name, getattr(self, name) >= 0, "0 or more")
+            self._require(name, 0 <= getattr(self, name) < math.inf, "0 or more")
         for name in ("learning_rate", "muon_learning_rate", "epsilon"):
             value = getattr(self, name)
             self._require(name, value > 0 and math.isfinite(value), "a number above 0")
@@ -115,6 +115,8 @@ class TrainConfig:
             self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         for name in ("cooldown_fraction", "final_fraction"):
             self._require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
+        patterns = not isinstance(self.freeze, str)
+        self._require("freeze", patterns, 'a list of patterns, such as ["model.layers.0.*"]')
         for name, kinds in (
             ("schedule", Schedule),
             ("precision", Precision),

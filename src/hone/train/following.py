@@ -15,7 +15,7 @@ from torch import nn
 
 from hone.core.progress import progress
 from hone.train.config import TrainConfig
-from hone.train.metrics import MetricsLog
+from hone.train.metrics import MetricsLog, plain
 from hone.train.resume import Counters
 from hone.train.schedules import rate_at
 from hone.train.trackers import Tracker
@@ -167,6 +167,7 @@ class Following:
             self._shown["of peak"] = f"{share:.0%}"
 
     def _write(self, record: dict[str, Any]) -> None:
+        record = plain(record)
         self._metrics.write(record)
         for tracker in list(self._trackers):
             self._tell(partial(tracker.write, record), tracker)

@@ -4,12 +4,24 @@ import contextlib
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from hone.core.errors import CheckpointError
 from hone.core.files import explain_os_error, make_directory
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON has it: numbers of NumPy and torch as Python's, None for one not finite."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class MetricsLog:
@@ -60,11 +72,7 @@ class MetricsLog:
         Raises:
             CapacityError: the disk is full; there is no part of the line in the file.
         """
-        clean = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in record.items()
-        }
-        line = (json.dumps(clean, ensure_ascii=False) + "\n").encode()
+        line = (json.dumps(plain(record), ensure_ascii=False) + "\n").encode()
         try:
             rest = memoryview(line)
             while rest:

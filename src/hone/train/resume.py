@@ -211,7 +211,8 @@ def restore(checkpoint: Checkpoint, optimizer: Optimizer) -> Counters:
         return Counters(**{field.name: saved[field.name] for field in fields(Counters)})
     except KeyError as error:
         raise CheckpointError(
-            f"The manifest of the checkpoint {checkpoint.path} lacks the counter {error}."
+            f"The manifest of the checkpoint {checkpoint.path} lacks the counter {error}: another "
+            "version of hone wrote it. Use that one, or start over with --fresh."
         ) from error
 
 

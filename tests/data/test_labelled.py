@@ -165,8 +165,8 @@ def test_a_file_that_is_scored_means_what_the_trained_one_does(read):
         (texts("a", ""), "line 2: \"label\" is ''; every text needs one"),
         (texts({"a": 1}, "b"), "line 1"),
         ([{"text": "a", "label": "x"}, {"text": "b"}], 'line 2: "label" is None'),
-        ([{"text": " ", "label": "x"}], "line 1: \"text\" must be a text, found ' '"),
-        ([{"text": None, "label": "x"}], 'line 1: "text" must be a text, found None'),
+        ([{"text": " ", "label": "x"}, {"text": None, "label": "y"}], "no row has a text"),
+        ([{"text": 5, "label": "x"}], 'line 1: "text" must be a text, found 5'),
         (texts("a", ["b"]), r"line 2: \"label\" is \['b'\]"),
         (texts(1.5, float("nan")), 'line 2: "label" is nan'),
         (texts(["a"], [None]), 'line 2: "label" must be a list of names'),
@@ -188,8 +188,9 @@ def test_a_text_that_is_too_long_keeps_what_closes_it(read, name):
     closing = whole[0][-1:] if name == "wordpiece" else []
     for sample, ids in zip(found.samples, whole, strict=False):
         assert list(sample.ids) == (ids if len(ids) <= 6 else ids[: 6 - len(closing)] + closing)
-    assert found.cut == sum(len(ids) > 6 for ids in whole[:3]) > 0
-    assert f"{found.cut} texts are longer" in found.sentences()[0]
+    cut = sum(len(ids) > 6 for ids in whole[:3])
+    assert cut > 0
+    assert f"{cut} texts are longer" in found.notes[0]
 
 
 WORDS = ["서울에", "사는", "고객은", "몇", "명이야?", "12", "👨‍👩‍👧", "New York"]
@@ -257,7 +258,8 @@ def test_words_that_do_not_fit_lose_their_tags_and_what_closes_a_text_stays(read
     assert list(sample.ids) == [*whole.ids[:4], tokenizer.sep_id]
     # Tags that are cut off are still classes.
     assert list(sample.labels) == [*whole.labels[:4], IGNORED]
-    assert (found.cut, len(found.labels)) == (1, 4)
+    assert len(found.labels) == 4
+    assert "1 texts are longer" in found.notes[0]
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=6), min_size=1))
@@ -332,12 +334,12 @@ def test_pairs_without_a_similarity(read):
     rows = [{"anchor": a, "positive": b} for a, b in pairwise(TEXTS)]
     found = read("pairs", rows)
     assert found.scale is None
-    assert not found.sentences()
+    assert not found.notes
     assert all(sample.target is None and len(sample.source) for sample in found.samples)
     # A score that the file has is not what such pairs are for; negatives are not read, and said so.
     found = read("pairs", [row | {"negative": "서울", "score": 1} for row in rows])
     assert found.scale is None
-    assert '"negative" is not read' in found.sentences()[0]
+    assert '"negative" is not read' in found.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -351,12 +353,25 @@ def test_pairs_without_a_similarity(read):
         (pairs(1, True), 'line 2: "score" is True'),
         (pairs(1, float("inf")), 'line 2: "score" is inf'),
         (pairs(0, 1, 2, key="label"), "looks like classes"),
-        ([{"sentence1": "a", "sentence2": "", "score": 1}], 'line 1: "sentence2" must be a text'),
+        ([{"sentence1": "a", "sentence2": 5, "score": 1}], 'line 1: "sentence2" must be a text'),
     ],
 )
 def test_wrong_similarities_are_named(read, rows, message):
     with pytest.raises(DataError, match=message):
         read("pairs", rows)
+
+
+def test_rows_without_a_text_are_left_out_and_counted(read):
+    rows = texts("a", "b", "c", "d")
+    rows[0]["text"], rows[2]["text"] = " \n", None
+    found = read("classification", rows)
+    assert (classes(found), list(found.lines)) == (["b", "d"], [2, 4])
+    assert found.notes == ("2 rows without a text are left out, the first is 1.",)
+    rows = pairs(1, 0.5, 0)
+    del rows[1]["sentence2"]
+    found = read("pairs", rows)
+    assert [sample.target for sample in found.samples] == [1, 0]
+    assert found.notes == ("1 rows without a text are left out, the first is 2.",)
 
 
 def test_a_label_may_be_a_similarity(read):
@@ -371,7 +386,7 @@ def test_more_rows_than_are_read_at_once(read):
     assert classes(found) == [row["label"] for row in rows]
     assert list(found.lines) == list(range(1, 2501))
     with pytest.raises(DataError, match="line 2400:"):
-        read("classification", [*rows[:2399], {"text": "", "label": "a"}])
+        read("classification", [*rows[:2399], {"text": 5, "label": "a"}])
 
 
 def test_real_similarities_and_ratings(hone_data, tmp_path):
@@ -383,7 +398,9 @@ def test_real_similarities_and_ratings(hone_data, tmp_path):
     small = tmp_path / "reviews.jsonl"
     with gzip.open(file, "rt", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in islice(lines, 2000)]
-    small.write_text("".join(json.dumps(row) + "\n" for row in rows if row["review"].strip()))
+    small.write_text("".join(json.dumps(row) + "\n" for row in rows))
     columns = {"text": "review", "label": "rating"}
     found = read_labelled(Format.CLASSIFICATION, small, BYTES, 512, columns)
     assert found.labels == tuple(map(str, range(1, 11)))
+    assert len(found.samples) == 1999
+    assert found.notes == ("1 rows without a text are left out, the first is 1,991.",)

@@ -45,8 +45,7 @@ class Labelled:
         problem: what kind of target a text has.
         scale: what similarities of pairs were divided by; None where pairs have none, and a pair's
             partner is to be told from all others.
-        cut: texts that were longer than the model reads, and lost their end.
-        negatives: pairs have a column of negatives, which is not read.
+        notes: sentences about what was not read.
     """
 
     samples: list[Sample]
@@ -54,20 +53,7 @@ class Labelled:
     labels: tuple[str, ...] = ()
     problem: Problem = "single_label"
     scale: float | None = None
-    cut: int = 0
-    negatives: bool = False
-
-    def sentences(self) -> list[str]:
-        """What a user should know of what was not read."""
-        found = []
-        if self.cut:
-            found.append(f"{self.cut:,} texts are longer than the model reads, and lose their end.")
-        if self.negatives:
-            found.append(
-                'The column "negative" is not read: the negatives of a pair are the others of its '
-                "batch."
-            )
-        return found
+    notes: tuple[str, ...] = ()
 
 
 def read_labelled(
@@ -93,12 +79,14 @@ def read_labelled(
     """
     rows = Rows(str(source), columns)
     work = _Work(rows, tokenizer, max_length, known_labels, like)
+    _, first = next(iter(rows))
     if form is Format.PAIRS:
-        return work.pairs()
+        anchored = "anchor" in first
+        return work.pairs(*(("anchor", "positive") if anchored else ("sentence1", "sentence2")))
     if form is Format.CLASSIFICATION:
-        return work.texts()
+        return work.texts("text" if "text" in first else "sentence")
     if form is Format.TOKEN_CLASSIFICATION:
-        return work.words()
+        return work.words("tags" if "tags" in first else "ner_tags")
     raise DataError(f"{source} is {form} data, which has no labels to learn.")
 
 
@@ -114,15 +102,15 @@ class _Work:
         self._rows, self._tokenizer, self._max_length = rows, tokenizer, max_length
         self._known, self._like = tuple(known), like
         self._lines = array("q")
-        self._cut = 0
+        self._cut = self._empty = self._first_empty = 0
+        self._negatives = False
 
-    def texts(self) -> Labelled:
+    def texts(self, column: str) -> Labelled:
         """Texts, each with its label."""
         ids: list[array] = []
         labels: list[Any] = []
-        for values, lines in self._groups():
-            name = "text" if "text" in values[0] else "sentence"
-            ids += self._encode(values, lines, name)
+        for values, lines in self._groups(column):
+            ids += self._encode(values, lines, column)
             labels += [row.get("label") for row in values]
         for index, label in enumerate(labels):
             if label is None or label == "" or isinstance(label, dict):
@@ -189,12 +177,11 @@ class _Work:
         ]
         return self._made(samples, classes, "multi_label")
 
-    def words(self) -> Labelled:
+    def words(self, key: str) -> Labelled:
         """Words, each with its tag."""
         found: list[tuple[array, array]] = []
         seen: dict[str, int] = {}  # tags, numbered as they come
         for values, numbers in self._groups():
-            key = "tags" if "tags" in values[0] else "ner_tags"
             for row, number in zip(values, numbers, strict=True):
                 words, tags = self._tagged(row, key, number)
                 places = [seen.setdefault(tag, len(seen)) for tag in tags]
@@ -246,18 +233,17 @@ class _Work:
             )
         return array("i", ids[:kept] + closing), labels
 
-    def pairs(self) -> Labelled:
+    def pairs(self, first: str, second: str) -> Labelled:
         """Pairs of texts, with or without a similarity."""
         one: list[array] = []
         two: list[array] = []
         scores: list[float] = []
-        first, second, key, negatives = "sentence1", "sentence2", "", False
-        for values, numbers in self._groups():
-            if not one:
-                if "anchor" in values[0]:
-                    first, second, negatives = "anchor", "positive", "negative" in values[0]
-                else:
-                    key = next((name for name in ("score", "label") if name in values[0]), "")
+        key = ""
+        for values, numbers in self._groups(first, second):
+            if first == "anchor":
+                self._negatives = self._negatives or "negative" in values[0]
+            elif not one:
+                key = next((name for name in ("score", "label") if name in values[0]), "")
             one += self._encode(values, numbers, first)
             two += self._encode(values, numbers, second)
             for row, number in zip(values, numbers, strict=True) if key else ():
@@ -277,7 +263,7 @@ class _Work:
         targets = [score / scale for score in scores] if scale else [None] * len(one)
         samples = [Sample(a, source=b, target=t) for a, b, t in zip(one, two, targets, strict=True)]
         found = self._made(samples, ())
-        found.scale, found.negatives = scale, negatives
+        found.scale = scale
         return found
 
     def _scale(self, scores: list[float], key: str) -> float:
@@ -299,10 +285,18 @@ class _Work:
             )
         return _STS_MOST if wide else 1.0
 
-    def _groups(self) -> Iterator[tuple[list[dict[str, Any]], list[int]]]:
-        """Rows and their numbers, so many at a time that no file fills the memory."""
+    def _groups(self, *texts: str) -> Iterator[tuple[list[dict[str, Any]], list[int]]]:
+        """Rows and their numbers, so many at a time that no file fills the memory.
+
+        Args:
+            texts: columns; rows where one of them is empty are left out, and counted.
+        """
         values: list[dict[str, Any]] = []
         for number, row in self._rows:
+            if any(_is_empty(row.get(name)) for name in texts):
+                self._first_empty = self._first_empty or number
+                self._empty += 1
+                continue
             self._lines.append(number)
             values.append(row)
             if len(values) == _ROWS_AT_ONCE:
@@ -310,12 +304,14 @@ class _Work:
                 values = []
         if values:
             yield values, self._lines[-len(values) :].tolist()
+        if not self._lines:
+            raise DataError(f"{self._rows.source}: no row has a text.")
 
     def _encode(self, values: list[dict[str, Any]], numbers: list[int], key: str) -> list[array]:
         texts = []
         for row, number in zip(values, numbers, strict=True):
             text = row.get(key)
-            if not isinstance(text, str) or not text.strip():
+            if not isinstance(text, str):
                 raise DataError(
                     f'{self._rows.where(number)}: "{key}" must be a text, found {text!r:.60}.'
                 )
@@ -362,10 +358,28 @@ class _Work:
                 f"{self._rows.source} has labels of the kind {problem}, and what is trained has "
                 f"{self._like.problem}."
             )
-        return Labelled(samples, self._lines, labels, problem, cut=self._cut)
+        notes = []
+        if self._cut:
+            notes.append(
+                f"{self._cut:,} texts are longer than the model reads, and lose their end."
+            )
+        if self._empty:
+            notes.append(
+                f"{self._empty:,} rows without a text are left out, the first is "
+                f"{self._first_empty:,}."
+            )
+        if self._negatives:
+            notes.append(
+                'The column "negative" is not read: a pair is told from the others of its batch.'
+            )
+        return Labelled(samples, self._lines, labels, problem, notes=tuple(notes))
 
     def _where(self, index: int) -> str:
         return self._rows.where(self._lines[index])
+
+
+def _is_empty(text: Any) -> bool:
+    return text is None or (isinstance(text, str) and not text.strip())
 
 
 def _number(label: Any) -> float | None:

@@ -208,12 +208,12 @@ def _labelled(
     head = heads[form]
     known = config.labels if config.head == head else ()
     found = read_labelled(form, options.data, tokenizer, limit, options.columns, known)
-    notes = found.sentences()
+    notes = list(found.notes)
     if options.held_out_data is not None:
         other = read_labelled(
             form, options.held_out_data, tokenizer, limit, options.columns, like=found
         )
-        notes += [f"Held out: {sentence}" for sentence in other.sentences()]
+        notes += [f"Held out: {sentence}" for sentence in other.notes]
         train, held_out = found.samples, other.samples
     else:
         train, held_out = share_out(found.samples, found.lines, options)

@@ -36,7 +36,7 @@ class TrainConfig:
     Attributes:
         steps: optimizer steps; the only budget, so that the clock decides nothing.
         micro_batches: parts (of whole samples) that a step's batch is computed in, to save memory;
-            the gradient is the same.
+            the gradient is the same, but for what balances experts, which looks at a part.
         optimizer: ``muon`` trains hidden matrices with Muon and all else with AdamW; ``_8bit``
             keeps AdamW's state in blocks of 8 bits; ``paged`` keeps it in the host's memory;
             ``adafactor`` keeps sums of rows and columns only.

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hone.core.errors import ConfigError, DataError
+from hone.core.files import read_json
 from hone.core.seeds import rng
 from hone.data import Batch, PackedBatches, Sample
 from hone.data.conversations import Document, Examples
@@ -22,6 +24,9 @@ from hone.recipes.finetune.choices import Lengths
 from hone.recipes.finetune.options import FinetuneOptions
 from hone.text.conversation import Conversations
 from hone.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from hone.engine.sources import AnswerTokens
 
 _HELD_OUT, _MOST_HELD_OUT = 0.05, 500
 _UNBOUNDED = 1 << 30
@@ -99,9 +104,16 @@ def look_at(options: FinetuneOptions) -> Format:
 
 
 def read_data(
-    options: FinetuneOptions, config: ModelConfig, tokenizer: Tokenizer, max_length: int | None
+    options: FinetuneOptions,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    max_length: int | None,
+    source: Path,
 ) -> TuningData:
     """The samples, cut to ``max_length`` positions (None for no limit) and shared out.
+
+    Args:
+        source: the checkpoint's directory.
 
     Raises:
         ConfigError: the model cannot learn what the data is for.
@@ -123,7 +135,7 @@ def read_data(
                 "learns answers to prompts. A recipe pretrains one on text (hone run)."
             )
         return _text(options, tokenizer)
-    return _tuned(form, options, config, tokenizer, limit)
+    return _tuned(form, options, config, tokenizer, limit, source)
 
 
 def _text(options: FinetuneOptions, tokenizer: Tokenizer) -> TuningData:
@@ -146,6 +158,7 @@ def _tuned(
     config: ModelConfig,
     tokenizer: Tokenizer,
     limit: int,
+    source: Path,
 ) -> TuningData:
     examples = Examples(options.data, options.columns)
     template, notes = None, []
@@ -159,13 +172,17 @@ def _tuned(
     samples, report = tokenise(examples, writer, limit, train_on)
     notes += report.sentences()
     if config.encoder is not None:
-        samples = [_answered(sample, config, tokenizer) for sample in samples]
+        from hone.engine.sources import answer_tokens
+
+        file = source / "generation_config.json"
+        frame = answer_tokens(config, read_json(file) if file.is_file() else None)
+        samples = [_answered(sample, frame, tokenizer.eos_id) for sample in samples]
     if options.held_out_data is not None:
         other = Examples(options.held_out_data, options.columns)
         held_out, held_report = tokenise(other, writer, limit, train_on)
         notes += [f"Held out: {sentence}" for sentence in held_report.sentences()]
         if config.encoder is not None:
-            held_out = [_answered(sample, config, tokenizer) for sample in held_out]
+            held_out = [_answered(sample, frame, tokenizer.eos_id) for sample in held_out]
         train = samples
     else:
         train, held_out = share_out(samples, report.lines, options)
@@ -176,21 +193,22 @@ def _tuned(
     )
 
 
-def _answered(sample: Sample, config: ModelConfig, tokenizer: Tokenizer) -> Sample:
-    """A causal sample for an encoder-decoder: what comes before the answer is its source."""
+def _answered(sample: Sample, frame: "AnswerTokens", end: int | None) -> Sample:
+    """A causal sample for an encoder-decoder: what comes before the answer is its source.
+
+    Args:
+        frame: what serving begins an answer with, whether the model would or not.
+        end: the token behind every source.
+    """
     labels = np.asarray(sample.labels)
     first = int(np.argmax(labels != IGNORED))
     answer = labels[first:].tolist()
     source = np.asarray(sample.ids)[: first + 1].tolist()
-    end, start = tokenizer.eos_id, config.decoder_start_token_id
-    if start is None:
-        raise ConfigError(
-            "The model's config.json names no decoder_start_token_id, the token that every answer "
-            "begins with."
-        )
+    if frame.first is not None and answer[0] != frame.first:
+        answer.insert(0, frame.first)
     if end is not None and source[-1] != end:
         source.append(end)
-    return Sample([start, *answer[:-1]], answer, source=source)
+    return Sample([frame.start, *answer[:-1]], answer, source=source)
 
 
 def _labelled(

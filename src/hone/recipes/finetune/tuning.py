@@ -68,7 +68,7 @@ class Tuning:
     def data(self) -> TuningData:
         """The samples, cut to the length that was chosen."""
         limit = self.options.max_length or self._context or _PIECE
-        return read_data(self.options, self.config, self.tokenizer, limit)
+        return read_data(self.options, self.config, self.tokenizer, limit, self.source)
 
     @property
     def _context(self) -> int | None:

@@ -2,6 +2,8 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -19,6 +21,10 @@ WORDS = ["사과", "바나나", "포도", "하늘", "바다", "apple", "river", 
 def write_jsonl(path, rows):
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return str(path)
+
+
+def read_jsonl(path):
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +132,43 @@ def test_a_finished_run_is_not_done_again_and_a_changed_one_is(decoder, chats, t
     tune(decoder, chats, out, steps=5).run()
     assert (out / "checkpoint" / "model.safetensors").stat().st_mtime_ns != written
     assert (out / "before" / "scores.json").stat().st_mtime_ns == before
+
+
+def test_a_json_list_on_one_line_has_many_rows(decoder, chats, tmp_path):
+    rows = read_jsonl(chats)
+    file = tmp_path / "대화.json"
+    file.write_text(json.dumps(rows, ensure_ascii=False))
+    found, lines = tune(decoder, str(file), tmp_path / "run").data, tune(decoder, chats, tmp_path)
+    assert [len(found.train), len(found.held_out)] == [57, 3]
+    assert found.held_out == lines.data.held_out
+
+
+def test_answers_of_one_conversation_are_not_shared_out(decoder, tmp_path):
+    turns = [
+        {"role": role, "content": f"{a} {b}"}
+        for a, b in pairwise(WORDS)
+        for role in ("user", "assistant")
+    ]
+    data = write_jsonl(tmp_path / "a.jsonl", [{"messages": turns}] * 4)
+    found = tune(decoder, data, tmp_path / "run", max_length=48, held_out=0.25).data
+    assert len(found.train) == 3 * len(found.held_out) > 3
+
+
+def test_a_held_out_sample_may_be_the_longest(decoder, chats, tmp_path):
+    rows = read_jsonl(chats)
+    held_out = tune(decoder, chats, tmp_path / "a").data.held_out
+    at = next(i for i, row in enumerate(rows) if is_of(row, held_out[0], decoder))
+    rows[at]["output"] = "사과 바다 하늘 apple."
+    data = write_jsonl(tmp_path / "long.jsonl", rows)
+    tuning = tune(decoder, data, tmp_path / "run", steps=2)
+    lengths = [max(sample.longest for sample in x) for x in (tuning.data.train, held_out)]
+    assert tuning.choices["max_length"] == tuning.data.longest > lengths[0]
+    tuning.run()
+
+
+def is_of(row, sample, model):
+    text = Tokenizer.load(model).decode([int(i) for i in sample.ids], skip_special_tokens=False)
+    return row["instruction"] in text
 
 
 def test_plain_text_goes_on_being_pretrained(decoder, tmp_path):

@@ -132,9 +132,11 @@ class _Tokeniser:
         self._special = {*self.tokenizer.special_ids, self.tokenizer.eos_id}
         self.samples: list[Sample] = []
         self.report = Report()
+        self._number = 0  # of the example whose samples are made
 
     def add(self, group: Sequence[Example]) -> None:
         """The examples of a group, in order, whatever their kinds."""
+        first = self.report.examples + 1
         self.report.examples += len(group)
         rendered: list[tuple[_Part, Rendered]] = []
         texts: list[tuple[str, bool]] = []
@@ -152,7 +154,7 @@ class _Tokeniser:
         )
         parts = iter(rendered)
         part = next(parts, None)
-        for example in group:
+        for self._number, example in enumerate(group, first):
             if isinstance(example, Completion):
                 self._completion(example, next(ids), next(ids))
             elif isinstance(example, Document):
@@ -334,6 +336,7 @@ class _Tokeniser:
             self._drop(_NO_ANSWER, line)
             return
         self.samples.append(sample)
+        self.report.numbers.append(self._number)
         self.report.lines.append(line)
         self.report.lengths.append(sample.length)
         self.report.trained += trained

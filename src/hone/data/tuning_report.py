@@ -20,7 +20,9 @@ class Report:
 
     Attributes:
         examples: how many were read.
-        lines: for each sample the line, or row of a table, that it came from.
+        numbers: for each sample the example that it came from, from 1.
+        lines: for each sample the line, or row of a table, that it came from; a line of JSON may
+            hold many.
         lengths: for each sample its positions.
         trained: positions with a label, of all samples.
         truncated, dropped: reasons, with how often and where first. A dropped one is an answer, or
@@ -29,6 +31,7 @@ class Report:
     """
 
     examples: int = 0
+    numbers: array = field(default_factory=lambda: array("i"))
     lines: array = field(default_factory=lambda: array("i"))
     lengths: array = field(default_factory=lambda: array("i"))
     trained: int = 0

@@ -38,7 +38,7 @@ class Facts:
     Attributes:
         parameters: of the model.
         context: the longest text that it reads; None for any.
-        longest: positions of the longest training sample.
+        longest: positions of the longest sample, to train or to score.
         quantized: the checkpoint's weights are not floats, so that only adapters can be trained.
         budget: bytes that the run may take.
         device: for people.

@@ -69,10 +69,10 @@ class TuningData:
 
     @property
     def longest(self) -> int:
-        """Positions of the longest sequence that the model reads of a training sample."""
+        """Positions of the longest sequence that the model reads of a sample."""
         if self.corpora is not None:
             return max(2, len(self.corpora[0]) - 1)
-        return max(sample.longest for sample in self.train)
+        return max(sample.longest for part in (self.train, self.held_out) for sample in part)
 
     def batches(self, tokens: int, max_length: int, seed: int) -> PackedBatches:
         """Those of training."""
@@ -185,7 +185,7 @@ def _tuned(
             held_out = [_answered(sample, frame, tokenizer.eos_id) for sample in held_out]
         train = samples
     else:
-        train, held_out = share_out(samples, report.lines, options)
+        train, held_out = share_out(samples, report.numbers, options)
     head: Head = "causal" if config.encoder is None else "seq2seq"
     ends = tuple(sorted(report.ends))
     return TuningData(
@@ -234,7 +234,7 @@ def _labelled(
         notes += [f"Held out: {sentence}" for sentence in other.notes]
         train, held_out = found.samples, other.samples
     else:
-        train, held_out = share_out(found.samples, found.lines, options)
+        train, held_out = share_out(found.samples, range(len(found.samples)), options)
     return TuningData(
         form,
         head,
@@ -248,14 +248,17 @@ def _labelled(
 
 
 def share_out(
-    samples: Sequence[Sample], lines: Sequence[int], options: FinetuneOptions
+    samples: Sequence[Sample], numbers: Sequence[int], options: FinetuneOptions
 ) -> tuple[list[Sample], list[Sample]]:
     """Samples to train on and samples to score on; those of one row stay together.
+
+    Args:
+        numbers: of the row that each sample came from.
 
     Raises:
         DataError: there are too few rows for both.
     """
-    rows = sorted(set(lines))
+    rows = sorted(set(numbers))
     share = options.held_out or _HELD_OUT
     count = max(1, round(share * len(rows)))
     if options.held_out is None:
@@ -268,8 +271,8 @@ def share_out(
     chosen = set(rng(options.seed, "held out").sample(rows, count))
     train: list[Sample] = []
     held_out: list[Sample] = []
-    for sample, line in zip(samples, lines, strict=True):
-        (held_out if line in chosen else train).append(sample)
+    for sample, number in zip(samples, numbers, strict=True):
+        (held_out if number in chosen else train).append(sample)
     return train, held_out
 
 

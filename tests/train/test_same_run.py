@@ -30,6 +30,14 @@ def test_other_settings_data_or_weights_are_refused_by_name(tmp_path):
     assert train(tiny_model(), tiny_batches(), config, tmp_path).resumed_from == 12
 
 
+def test_every_setting_that_changes_the_weights_is_looked_at(tmp_path):
+    config = replace(CONFIG, steps=2)
+    train(tiny_model(), tiny_batches(), config, tmp_path)
+    for name, value in (("seed", 1), ("ema", 0.5), ("optimizer", "adamw"), ("grad_clip", 0.5)):
+        with pytest.raises(ConfigError, match=f"settings: {name} was .* and is .*{value}"):
+            train(tiny_model(), tiny_batches(), replace(config, **{name: value}), tmp_path)
+
+
 def tiny_adapter(alpha=8, dropout=0.0):
     model = tiny_model(hidden=64)
     quantize_nf4_model(model)

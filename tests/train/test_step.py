@@ -199,3 +199,25 @@ def test_gradients_that_are_not_finite_stop_the_run_too(tmp_path, precision):
         train(
             Steep(), tiny_batches(), replace(CONFIG, precision=precision, max_bad_steps=2), tmp_path
         )
+
+
+def test_processes_draw_numbers_of_their_own():
+    class Peer(Processes):
+        def total(self, value):
+            return value
+
+        def sum_(self, tensors):
+            pass
+
+    class Noisy(Counted):
+        def packed_loss(self, batch):
+            drawn.append(float(torch.rand(())))
+            return super().packed_loss(batch)
+
+    drawn = []
+    for rank in (0, 1, 1):
+        model = Noisy()
+        optimizer = Optimizer(model, CONFIG, torch.float32)
+        stepper = Stepper(model, SummedLoss(), optimizer, CONFIG, Peer(rank, 2))
+        stepper.take(tiny_batches(600).at(0), Counters())
+    assert drawn[0] != drawn[1] == drawn[2]

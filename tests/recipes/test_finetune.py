@@ -1,6 +1,9 @@
 """`hone finetune` on a tiny model: every kind of data, every method, through the command."""
 
 import json
+import shlex
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -10,9 +13,11 @@ from typer.testing import CliRunner
 
 import hone
 from hone.cli.app import app
-from hone.core.errors import CapacityError, ConfigError, DataError
+from hone.core.errors import CapacityError, CheckpointError, ConfigError, DataError
 from hone.models import ModelConfig, load_model, make_model, save_checkpoint
+from hone.recipes.card import find_source, model_card
 from hone.recipes.finetune import FinetuneOptions, Tuning
+from hone.recipes.finetune.report import next_commands
 from hone.text.tokenizer import Tokenizer
 
 WORDS = ["사과", "바나나", "포도", "하늘", "바다", "apple", "river", "stone", "cloud", "green"]
@@ -171,6 +176,22 @@ def is_of(row, sample, model):
     return row["instruction"] in text
 
 
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_run_is_published_with_its_card(method, decoder, chats, tmp_path):
+    out = tmp_path / "run"
+    tune(decoder, chats, out, method=method, steps=2).run()
+    found = find_source(out)
+    assert found.checkpoint == out / ("checkpoint" if method == "full" else "adapter")
+    assert "대화.jsonl" in model_card(found) or method == "lora"
+
+
+def test_a_run_of_updates_is_no_whole_model(decoder, chats, tmp_path):
+    out = tmp_path / "run"
+    tune(decoder, chats, out, method="lora", steps=2).run()
+    with pytest.raises(CheckpointError, match="is an adapter and no whole model"):
+        tune(out, chats, tmp_path / "second")
+
+
 def test_plain_text_goes_on_being_pretrained(decoder, tmp_path):
     data = tmp_path / "t.txt"
     data.write_text("사과 바나나 포도. 하늘 바다. " * 60)
@@ -193,8 +214,12 @@ def test_texts_with_labels_make_a_classifier(encoder, tmp_path):
         for b in WORDS
     ]
     data = write_jsonl(tmp_path / "c.jsonl", rows)
-    tune(encoder, data, tmp_path / "run", steps=80, held_out=0.2).run()
+    tuning = tune(encoder, data, tmp_path / "run", steps=80, held_out=0.2)
+    tuning.run()
     assert scores(tmp_path / "run")["accuracy"]["after"] > 0.9
+    (command,) = next_commands(tuning)
+    said = subprocess.run([sys.executable, *shlex.split(command)[1:]], capture_output=True)
+    assert "과일" in said.stdout.decode() or "other" in said.stdout.decode()
     model = load_model(tmp_path / "run" / "checkpoint")
     assert model.config.labels == ("other", "과일")
     (found,) = hone.pipeline("text-classification", str(tmp_path / "run" / "checkpoint"))("사과 돌")

@@ -103,7 +103,7 @@ def override(values: dict[str, Any], assignments: Iterable[str]) -> dict[str, An
         path, sign, text = assignment.partition("=")
         keys = [part.strip() for part in path.split(".")]
         if not sign or not all(keys):
-            raise ConfigError(f'--set "{assignment}" is not of the form table.key=value.')
+            raise ConfigError(f'--set "{assignment}" is not of the form key=value.')
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:

@@ -76,7 +76,9 @@ def find_source(path: str | Path) -> Source:
         raise CheckpointError(f"{folder} is not there; give the directory of a run or checkpoint.")
     # Not resolved: a run may be a link, and its checkpoint too.
     if (folder / RECIPE_FILE).is_file():
-        checkpoint, run = folder / "checkpoint", folder
+        made = (folder / name for name in ("checkpoint", "adapter"))
+        checkpoint = next((path for path in made if path.is_dir()), folder / "checkpoint")
+        run = folder
         if not (run / MANIFEST).is_file() or not checkpoint.is_dir():
             raise CheckpointError(
                 f"{folder} is a run that is not finished (it has no {MANIFEST}); finish it with "
@@ -370,7 +372,7 @@ def _training(
     ]
     for name, file in manifest.get("inputs", {}).items():
         digest = f", SHA-256 {file['sha256']}" if "sha256" in file else ""
-        rows.append((f"input, {name}", f"{_file_name(file['file'])}{digest}"))
+        rows.append((f"input, {name}", f"{_file_name(file.get('file') or file['path'])}{digest}"))
     rows += [
         (f"data, {_words(key)}", data[key]) for key in ("questions", "held_out") if key in data
     ]

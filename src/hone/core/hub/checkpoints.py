@@ -26,7 +26,7 @@ def find_checkpoint(path: str | Path, *, files: Sequence[str] = CHECKPOINT_FILES
         return path
     if (path / "checkpoint" / "config.json").is_file():
         return path / "checkpoint"
-    if (path / "adapter_config.json").is_file():
+    if any((folder / "adapter_config.json").is_file() for folder in (path, path / "adapter")):
         raise CheckpointError(
             f"{path} is an adapter and no whole model; make one with `hone merge {path} -o DIR`."
         )

@@ -123,7 +123,8 @@ def next_commands(tuning: "Tuning") -> list[str]:
     result = str(tuning.result)
     head = tuning.data.head
     if head not in ("causal", "seq2seq"):
-        return [f"python -c \"import hone; print(hone.pipeline('{_TASKS[head]}', '{result}'))\""]
+        call = f"hone.pipeline({_TASKS[head]!r}, {result!r})('...')"
+        return [f'python -c "import hone; print({call})"']
     if tuning.data.template is not None:
         commands = [shlex.join(["hone", "chat", result])]
     else:

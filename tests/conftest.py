@@ -21,3 +21,12 @@ def hone_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data in {folder}: set HONE_DATA to a folder with the real data sets")
     return folder
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests of a GPU are skipped, saying so, where there is none."""
+    if item.get_closest_marker("gpu") is not None:
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")

@@ -226,6 +226,22 @@ def test_texts_with_labels_make_a_classifier(encoder, tmp_path):
     assert found["label"] == "과일"
 
 
+def test_a_classifier_of_small_updates_is_used_and_merged(encoder, tmp_path):
+    rows = [{"text": f"{a} {b}", "label": a} for a in WORDS[:3] for b in WORDS]
+    data = write_jsonl(tmp_path / "c.jsonl", rows)
+    out = tmp_path / "run"
+    tune(encoder, data, out, method="lora", steps=60, learning_rate=2e-2, held_out=0.2).run()
+    merged = CliRunner().invoke(app, ["merge", str(out / "adapter"), "-o", str(tmp_path / "m")])
+    assert merged.exit_code == 0, merged.output
+    texts = [row["text"] for row in rows[::5]]
+    alone = hone.pipeline("text-classification", str(out))(texts)
+    assert {found["label"] for found in alone} <= set(WORDS[:3])
+    both = hone.pipeline(model=str(tmp_path / "m"))(texts)
+    assert [one["label"] for one in alone] == [two["label"] for two in both]
+    right = sum(one["label"] == row["label"] for one, row in zip(alone, rows[::5], strict=True))
+    assert right > len(texts) / 2
+
+
 def test_words_with_tags_make_a_tagger(encoder, tmp_path):
     rows = [{"tokens": [a, "and", b], "tags": [tag(a), "O", tag(b)]} for a in WORDS for b in WORDS]
     data = write_jsonl(tmp_path / "t.jsonl", rows)

@@ -19,6 +19,7 @@ from hone.adapters.files import (
     load_adapter,
     read_adapter_config,
     read_head,
+    read_labels,
     save_adapter,
 )
 from hone.adapters.switch import (
@@ -38,6 +39,7 @@ __all__ = [
     "merge",
     "read_adapter_config",
     "read_head",
+    "read_labels",
     "remove_adapters",
     "resize_vocabulary",
     "save_adapter",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,9 +24,12 @@ from hone.core.errors import CheckpointError, ConfigError, DataError
 from hone.core.files import atomic_dir, read_json, write_json
 from hone.models import Head, Model, find_family
 from hone.models.checkpoint import save_weights
+from hone.models.config import Problem
 from hone.models.weights import Place, known_name
 
 CONFIG = "adapter_config.json"
+# What peft's files leave out: without it nobody knows how many classes the head needs.
+LABELS = "labels.json"
 WEIGHTS = "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"
 _PREFIX = "base_model.model."
@@ -62,6 +65,28 @@ def read_head(directory: str | Path) -> Head | None:
     return next((head for head, name in TASKS.items() if name == task), None)
 
 
+def read_labels(directory: str | Path) -> tuple[tuple[str, ...], Problem] | None:
+    """The classes that the adapter in ``directory`` tells, and of what kind; None where it tells
+    none, or was not written here: peft's files do not say.
+
+    Raises:
+        CheckpointError: the file that says is damaged.
+    """
+    file = Path(directory) / LABELS
+    if not file.is_file():
+        return None
+    try:
+        values = read_json(file)
+        problem = values["problem"]
+        if problem not in get_args(Problem):
+            raise KeyError("problem")
+        return tuple(str(label) for label in values["labels"]), problem
+    except (DataError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{file} does not name labels and a problem; write the adapter once more."
+        ) from error
+
+
 def _values(directory: str | Path) -> Any:
     file = Path(directory) / CONFIG
     if not file.is_file():
@@ -94,6 +119,9 @@ def save_adapter(model: Model, directory: str | Path, name: str | None = None) -
     with atomic_dir(directory) as temporary:
         values = write_lora_config(adapter.config, base.config.head, names, turned)
         write_json(temporary / CONFIG, values)
+        if base.config.head in ("classification", "token-classification"):
+            labels = {"labels": list(model.config.labels), "problem": model.config.problem}
+            write_json(temporary / LABELS, labels)
         save_weights(tensors, temporary / WEIGHTS)
 
 

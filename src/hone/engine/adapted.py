@@ -1,7 +1,11 @@
 """Adapters as directories: the model that one is for, and both made one checkpoint."""
 
 import shutil
+import warnings
+from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 import hone.quant  # noqa: F401 - makes quantized checkpoints readable
 from hone.adapters import (
@@ -10,12 +14,13 @@ from hone.adapters import (
     merge,
     read_adapter_config,
     read_head,
+    read_labels,
     remove_adapters,
 )
 from hone.core.errors import CheckpointError, HoneError
 from hone.core.files import atomic_dir
 from hone.core.hub import find_checkpoint, resolve
-from hone.models import load_model, write_checkpoint
+from hone.models import Head, Model, load_model, write_checkpoint
 from hone.models.sentence import copy_sentence_files
 
 # Of a checkpoint, what the merged model has of its own.
@@ -54,6 +59,36 @@ def find_model(path: str | Path) -> tuple[Path, Path | None]:
         raise CheckpointError(f"{adapter} is an adapter of {base}: {error}") from error
 
 
+def load_adapted(
+    directory: Path,
+    adapter: Path,
+    dtype: str = "auto",
+    device: str | torch.device = "cpu",
+    head: Head | None = None,
+) -> Model:
+    """The model in ``directory`` with an adapter: merged into float weights, beside others.
+
+    Args:
+        head: None for the one that the adapter is for.
+
+    Raises:
+        CheckpointError: a directory cannot be read, or they do not fit one another.
+    """
+    told = read_labels(adapter)
+    with warnings.catch_warnings():
+        # A head that the base lacks is new for a moment only: the adapter brings it.
+        warnings.filterwarnings("ignore", message=".*must be trained")
+        labels = told[0] if told else None
+        model = load_model(directory, dtype, device, head or read_head(adapter), labels)
+    if told:
+        model.config = replace(model.config, problem=told[1])
+    load_adapter(model, adapter)
+    if model.config.quantization_config is None:
+        merge(model)
+        remove_adapters(model)
+    return model
+
+
 def merge_checkpoint(
     adapter: str | Path, target: str | Path, base: str | Path | None = None
 ) -> Path:
@@ -82,10 +117,10 @@ def merge_checkpoint(
         if target.resolve() in (folder.resolve(), *folder.resolve().parents):
             # The target is replaced as a whole, and what it is made of would go with it.
             raise CheckpointError(f"{target} is or holds {folder}; write to another directory.")
-    model = load_model(source, "auto", head=read_head(found))
-    load_adapter(model, found)
-    merge(model)
-    remove_adapters(model)
+    model = load_adapted(source, found)
+    if model.config.quantization_config is not None:
+        merge(model)
+        remove_adapters(model)
     with atomic_dir(target) as temporary:
         write_checkpoint(temporary, model)
         written = {file.name for file in temporary.iterdir()} - {"generation_config.json"}

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 
 import hone.quant  # noqa: F401 - makes quantized checkpoints readable
-from hone.adapters import load_adapter, merge, remove_adapters
 from hone.core.errors import CheckpointError, DataError, RequestError
 from hone.core.files import read_json
-from hone.engine.adapted import find_model
+from hone.engine.adapted import find_model, load_adapted
 from hone.engine.generate import Finished, GenerationResult, Generator, Stream, generate
 from hone.engine.invariance import RowCounts, safe_row_counts
 from hone.engine.sampling import SamplingParams
@@ -21,6 +20,8 @@ from hone.engine.sources import AnswerTokens, answer_tokens
 from hone.kernels import preferred_dtype
 from hone.models import (
     CausalLM,
+    Head,
+    Model,
     ModelConfig,
     Seq2SeqLM,
     check_vocabulary,
@@ -217,14 +218,14 @@ def load(
             f"{directory} holds a model with the head {config.head!r}, without the layer that "
             "scores tokens, so it cannot write. Use it with hone.pipeline, or load one that writes."
         )
-    model = load_model(directory, dtype, device, head="seq2seq" if answers else "causal")
-    assert isinstance(model, CausalLM | Seq2SeqLM)
-    if adapter is not None:
-        load_adapter(model, adapter)
-        if config.quantization_config is None:
-            merge(model)
-            remove_adapters(model)
+    head: Head = "seq2seq" if answers else "causal"
+    model: Model
+    if adapter is None:
+        model = load_model(directory, dtype, device, head)
+    else:
+        model = load_adapted(directory, adapter, dtype, device, head)
         check_vocabulary(model.config, tokenizer.vocab_size, adapter)
+    assert isinstance(model, CausalLM | Seq2SeqLM)
     if exact is None:
         exact = config.parameter_count <= _EXACT_UP_TO
     generation = _generation_config(directory)

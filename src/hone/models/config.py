@@ -23,6 +23,7 @@ BlockKind = Literal["pre", "post", "sandwich", "parallel"]
 Norm = Literal["rms", "rms+1", "layer"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "tanh"]
 Pooling = Literal["cls", "mean", "last", "eos"]
+Problem = Literal["single_label", "multi_label", "regression"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +207,7 @@ class ModelConfig:
     embedding_pooling: Pooling | None = None
     unit_length: bool = False
     labels: tuple[str, ...] = ("LABEL_0", "LABEL_1")
-    problem: Literal["single_label", "multi_label", "regression"] = "single_label"
+    problem: Problem = "single_label"
     # Tokens and files.
     initializer_range: float = 0.02
     bos_token_id: int | None = None

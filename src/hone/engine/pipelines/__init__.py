@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
-from hone.core.errors import RequestError
+from hone.adapters import is_adapter, read_head
+from hone.core.errors import CheckpointError, RequestError
 from hone.core.hub import find_checkpoint
 from hone.core.nearest import nearest
+from hone.engine.adapted import find_model
 from hone.engine.pipelines.base import Pipeline
 from hone.engine.pipelines.feature_extraction import FeatureExtraction
 from hone.engine.pipelines.fill_mask import FillMask
@@ -66,7 +68,7 @@ def pipeline(
     Args:
         task: one of :data:`TASKS` or :data:`ALIASES`, or ``translation_xx_to_yy``; None for what
             the checkpoint's head is for.
-        model: a checkpoint directory, a run of hone, or a name on the hub.
+        model: a checkpoint directory, an adapter, a run of hone, or a name on the hub.
         tokenizer: where the tokenizer is, if elsewhere.
         dtype: "float32", "bfloat16", "float16", "auto" (see :func:`hone.load`), or torch's own;
             ``torch_dtype`` is its older name.
@@ -79,7 +81,8 @@ def pipeline(
     """
     if model is None:
         raise RequestError('There is no model; pass a directory or a name: model="...".')
-    path = find_checkpoint(model)
+    directory, adapter = find_model(model)
+    path = adapter or directory
     name = _task_of(path) if task is None else ALIASES.get(task, task)
     kind = "translation" if _LANGUAGES.fullmatch(name) else name
     if kind not in TASKS:
@@ -88,6 +91,8 @@ def pipeline(
         device = "cpu" if device < 0 else f"cuda:{device}"
     dtype = str(options.pop("torch_dtype", dtype)).removeprefix("torch.")
     folder = path if tokenizer is None else find_tokenizer(tokenizer)
+    if tokenizer is None and not (path / "tokenizer.json").is_file():
+        folder = directory  # an adapter may leave the tokenizer to its base
     return TASKS[kind](path, folder, dtype, device, task=name, options=options)
 
 
@@ -99,4 +104,7 @@ def find_tokenizer(path: str | Path) -> Path:
 def _task_of(path: Path) -> str:
     if (path / "modules.json").is_file():
         return "sentence-embedding"
-    return _BY_HEAD[load_config(path).head]
+    head = read_head(path) if is_adapter(path) else load_config(path).head
+    if head is None:
+        raise CheckpointError(f"{path} does not say what it is for; name a task.")
+    return _BY_HEAD[head]

@@ -17,6 +17,7 @@ from torch import Tensor
 import hone.quant  # noqa: F401 - makes quantized checkpoints readable
 from hone.core.errors import RequestError
 from hone.core.nearest import nearest
+from hone.engine.adapted import find_model, load_adapted
 from hone.engine.pipelines.inputs import Encoded, Text, cut, encode
 from hone.kernels import preferred_dtype
 from hone.models import Head, ModelConfig, check_vocabulary, load_config, load_model
@@ -116,13 +117,17 @@ class Reader(Pipeline):
         options: Mapping[str, Any],
     ) -> None:
         super().__init__(path, task, options)
-        config = load_config(path)
+        directory, adapter = find_model(path)
+        config = load_config(directory)
         fast = preferred_dtype(device)
         if dtype == "auto" and config.dtype != "float32" and fast == torch.float32:
             dtype = "float32"
         self.tokenizer = Tokenizer.load(tokenizer)
-        check_vocabulary(config, self.tokenizer.vocab_size, path)
-        self.model = load_model(path, dtype, device, head=self.head)
+        if adapter is None:
+            self.model = load_model(directory, dtype, device, head=self.head)
+        else:
+            self.model = load_adapted(directory, adapter, dtype, device, self.head)
+        check_vocabulary(self.model.config, self.tokenizer.vocab_size, path)
 
     def encode(
         self,

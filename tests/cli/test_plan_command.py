@@ -130,7 +130,8 @@ def test_what_is_wrong_is_said_in_a_sentence(config, tmp_path, capsys, monkeypat
         ("--device", "h10"): (2, 'Did you mean "h100"'),
         ("--memory", "lots"): (2, '--memory is "lots"; expected a size such as 24GB'),
         ("--memory", "-3GB"): (2, "expected a size"),
-        ("--tokens", "many"): (2, '--tokens is "many"'),
+        ("--tokens", "2X"): (2, '--tokens is "2X"; expected a number such as 500M or 2G'),
+        ("--tensor", "3"): (2, "over 3 devices cannot share out 32 heads of attention with 8 of"),
         ("--optimizer", "adamw8"): (2, "optimizer is 'adamw8'"),
         ("--batch", "0"): (2, "number of sequences is 0"),
         ("--trained-share", "2"): (2, "--trained-share is 2"),
@@ -145,11 +146,46 @@ def test_what_is_wrong_is_said_in_a_sentence(config, tmp_path, capsys, monkeypat
         assert "Traceback" not in found[1]
 
 
+@pytest.fixture
+def gpt2(tmp_path):
+    file = tmp_path / "gpt2.json"
+    values = {"model_type": "gpt2", "vocab_size": 500, "n_embd": 64, "n_layer": 2, "n_head": 4}
+    file.write_text(json.dumps(values | {"n_positions": 256}), encoding="utf-8")
+    return file
+
+
+def test_lengths_are_no_more_than_the_positions_that_were_learned(gpt2, capsys, monkeypatch):
+    for words in (("--length", 300), ("--mode", "serve", "--context", 300)):
+        code, text = refused(capsys, monkeypatch, gpt2, *words)
+        assert code == 2
+        assert "300 tokens and the model has learned 256 positions" in text
+    assert json.loads(run(gpt2, "--json").stdout)["job"]["lengths"] == [256] * 8
+    assert json.loads(run(gpt2, "--mode", "serve", "--json").stdout)["job"]["context"] == 256
+
+
+def test_lengths_beyond_the_context_are_a_warning(config):
+    words = (config, "--mode", "serve", "--context", 200_000)
+    (warning,) = json.loads(run(*words, "--json").stdout)["warnings"]
+    assert "200,000 tokens and the model was made for 131,072" in warning
+    assert warning in run(*words).stdout
+    found = json.loads(run(config, "--json").stdout)
+    assert found["warnings"] == []
+    assert found["job"]["lengths"] == [1024] * 8
+
+
+def test_what_does_not_fit_is_an_answer(config):
+    result = run(config, "--memory", "1MB")
+    assert result.exit_code == 0
+    assert "No change that hone knows" in result.stdout
+
+
 def test_no_model_there(tmp_path, capsys, monkeypatch):
     (tmp_path / "list.json").write_text("[]", encoding="utf-8")
+    (tmp_path / "chats.jsonl").write_text("{}", encoding="utf-8")
     (tmp_path / "other.json").write_text('{"model_type": "lama"}', encoding="utf-8")
     for path, message in {
         tmp_path: "no config.json",
+        tmp_path / "chats.jsonl": "is a file; give the directory of a checkpoint or a run.",
         tmp_path / "list.json": "expected a JSON object",
         tmp_path / "other.json": "an architecture that hone does not read",
     }.items():

@@ -30,8 +30,12 @@ def plan(
         int, typer.Option(help="Sequences of a micro-batch.", rich_help_panel=_TRAIN)
     ] = 8,
     length: Annotated[
-        int, typer.Option(help="Tokens of each sequence.", rich_help_panel=_TRAIN)
-    ] = 1024,
+        int | None,
+        typer.Option(
+            help="Tokens of each sequence. \\[default: 1024, or the model's context if less]",
+            rich_help_panel=_TRAIN,
+        ),
+    ] = None,
     source_length: Annotated[
         int,
         typer.Option(
@@ -49,7 +53,7 @@ def plan(
     tokens: Annotated[
         str,
         typer.Option(
-            help="Tokens of the whole run, such as 2G, for its time and cost.",
+            help="Tokens of the whole run, such as 500M or 2G, for its time and cost.",
             rich_help_panel=_TRAIN,
         ),
     ] = "",
@@ -93,12 +97,13 @@ def plan(
         typer.Option(help="Layers with an adapter, such as q_proj,v_proj.", rich_help_panel=_TRAIN),
     ] = "all-linear",
     context: Annotated[
-        int,
+        int | None,
         typer.Option(
-            help="Tokens of a request, prompt and answer; 0 for the model's own context.",
+            help="Tokens of a request, prompt and answer; 0 for the model's own context. "
+            "\\[default: 2048, or that context if less]",
             rich_help_panel=_SERVE,
         ),
-    ] = 2048,
+    ] = None,
     requests: Annotated[
         int, typer.Option(help="Requests at the same time.", rich_help_panel=_SERVE)
     ] = 1,
@@ -177,6 +182,7 @@ def plan(
     """Say what a job takes: memory by parts, speed, cost, and what to change if it does not fit.
 
     Only config.json is read and nothing is computed with, so this is quick for a model of any size.
+    Whether it fits is an answer and no failure: the exit code is 0 either way.
     Tensor, pipeline and context parallelism are planned only: hone does not train with them yet.
     """
     import json
@@ -189,13 +195,14 @@ def plan(
     chosen: Device = customised(
         find_device(device),
         read_size(memory, "--memory") if memory else None,
-        read_size(bandwidth, "--bandwidth") if bandwidth else None,
-        read_size(flops, "--flops") if flops else None,
+        read_size(bandwidth, "--bandwidth", "a rate such as 40GB/s") if bandwidth else None,
+        read_size(flops, "--flops", "a rate such as 300G") if flops else None,
         _at_least_zero(price_per_hour, "--price-per-hour"),
     )
     job: TrainJob | ServeJob
     if mode is Mode.SERVE:
         kind = _stored(config) if weights == "auto" else weights
+        context = _default(2048, config) if context is None else context
         job = ServeJob(
             context=context or config.max_position_embeddings,
             requests=requests,
@@ -205,6 +212,7 @@ def plan(
             tensor=tensor,
         )
     else:
+        length = _default(1024, config) if length is None else length
         chosen_precision = ("bf16" if chosen.cuda else "fp32") if precision == "auto" else precision
         job = TrainJob.of_batch(
             batch,
@@ -212,7 +220,7 @@ def plan(
             source_lengths=(source_length,) * batch if source_length else (),
             trained=_scored(trained_share, batch * length),
             micro_batches=micro_batches,
-            tokens=read_size(tokens, "--tokens") if tokens else 0,
+            tokens=read_size(tokens, "--tokens", "a number such as 500M or 2G") if tokens else 0,
             method=method,
             optimizer=optimizer,
             precision=chosen_precision,
@@ -264,6 +272,13 @@ def _config(model: str) -> "tuple[ModelConfig, str]":
     if not isinstance(values, dict):
         raise CheckpointError(f"{file}: expected a JSON object, found {type(values).__name__}.")
     return read_config(values, str(file)), str(file)
+
+
+def _default(usual: int, config: "ModelConfig") -> int:
+    """``usual`` tokens, or as many as the model was made for where these are less."""
+    from hone.plan.checks import longest_text
+
+    return min(usual, longest_text(config) or usual)
 
 
 def _stored(config: "ModelConfig") -> str:

@@ -11,6 +11,7 @@ from itertools import combinations
 from typing import Any
 
 from hone.models.config import ModelConfig
+from hone.plan.checks import divides
 from hone.plan.devices import Device
 from hone.plan.jobs import ServeJob, TrainJob
 from hone.plan.serving import serving_needs
@@ -203,7 +204,7 @@ def _serving_changes(
         shorter = max(1, context // job.requests // 64 * 64)
         candidates.append((f"a context of {shorter:,} tokens", replace(job, context=shorter)))
     for devices in (2, 4, 8):
-        if devices > job.tensor:
+        if devices > job.tensor and divides(config, devices):
             words = f"tensor parallelism over {devices} devices"
             candidates.append((words, replace(job, tensor=devices)))
     found = []

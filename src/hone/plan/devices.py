@@ -166,11 +166,15 @@ def _memory() -> int:
     return min(size for size in sizes if size > 0)
 
 
-def read_size(text: str, option: str) -> int:
-    """``24GB``, ``22.5 GiB``, ``80G`` or a plain number of bytes.
+def read_size(text: str, option: str, example: str = "a size such as 24GB, 22.5GiB or 80G") -> int:
+    """``24GB``, ``22.5 GiB``, ``80G`` or a plain number.
+
+    Args:
+        option: where it was given, for the error message.
+        example: what to write there, for the error message.
 
     Raises:
-        ConfigError: it is none of these; ``option`` names where it was given.
+        ConfigError: it is none of these.
     """
     found = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]?I?)B?(?:/S)?\s*", text.upper())
     try:
@@ -180,5 +184,5 @@ def read_size(text: str, option: str) -> int:
     unit = found[2] if found else ""
     factor = (_UNITS | _BINARY).get(unit)
     if not number or factor is None:
-        raise ConfigError(f'{option} is "{text}"; expected a size such as 24GB, 22.5GiB or 80G.')
+        raise ConfigError(f'{option} is "{text}"; expected {example}.')
     return int(number * factor)

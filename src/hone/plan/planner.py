@@ -6,6 +6,7 @@ from typing import Any
 
 from hone.models.config import ModelConfig
 from hone.plan.changes import Change, cheapest_changes
+from hone.plan.checks import check_job, warnings
 from hone.plan.devices import Device
 from hone.plan.flops import active_weights
 from hone.plan.jobs import ServeJob, TrainJob
@@ -83,6 +84,11 @@ class Plan:
             seconds = 1e6 / self.tokens_per_second
         return None if seconds is None else seconds / 3600 * self.device.price * self.devices
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences on what the model was not made for, such as texts beyond its context."""
+        return () if self._config is None else warnings(self._config, self.job)
+
     def changes(self, count: int = 3, *, settings_only: bool = False) -> tuple[Change, ...]:
         """The cheapest changes that would make the job fit; none where it fits, or nothing does.
 
@@ -114,6 +120,7 @@ class Plan:
             "efficiency": self.efficiency,
             "run_seconds": self.run_seconds,
             "cost": self.cost,
+            "warnings": list(self.warnings),
             "changes": [change.to_dict() for change in self.changes()],
         }
         if self.serving is not None:
@@ -143,6 +150,7 @@ def plan(
     Raises:
         ConfigError: a model that cannot do the job.
     """
+    check_job(config, job)
     usual = EFFICIENCY["cuda" if device.cuda else "cpu"]
     if isinstance(job, ServeJob):
         reached = usual["serve"] if efficiency is None else efficiency

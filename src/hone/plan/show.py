@@ -35,8 +35,10 @@ def duration(seconds: float) -> str:
 
 
 def render(plan: Plan) -> RenderableType:
-    """Memory by parts, whether it fits, speed and cost, and what to change."""
-    parts: list[RenderableType] = [_memory(plan), _verdict(plan), Text(), _figures(plan)]
+    """Memory by parts, whether it fits, warnings, speed and cost, and what to change."""
+    parts: list[RenderableType] = [_memory(plan), _verdict(plan)]
+    parts += [Text(sentence, style="yellow") for sentence in plan.warnings]
+    parts += [Text(), _figures(plan)]
     if not plan.fits:
         parts += [Text(), _changes(plan)]
     return Group(*parts)

@@ -21,7 +21,7 @@ def find_checkpoint(path: str | Path, *, files: Sequence[str] = CHECKPOINT_FILES
     """
     path = resolve(path, files=files)
     if path.is_file():
-        raise CheckpointError(f"{path} is a file; give its directory, {path.parent}.")
+        raise CheckpointError(f"{path} is a file; give the directory of a checkpoint or a run.")
     if (path / "config.json").is_file():
         return path
     if (path / "checkpoint" / "config.json").is_file():

@@ -31,6 +31,15 @@ def test_help_lists_every_command_without_importing_torch():
 
 
 @pytest.mark.parametrize(
+    ("command", "words"),
+    [("run", ("`[data] text`", "[default: runs/NAME]")), ("runs", ("[default: runs]",))],
+)
+def test_brackets_in_help_are_no_markup(command, words):
+    shown = " ".join(hone(command, "--help").stdout.replace("│", " ").split())
+    assert all(word in shown for word in words)
+
+
+@pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (("run", "no-such-recipe"), 2, "There is no recipe no-such-recipe"),

@@ -9,7 +9,7 @@ import typer
 def run(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a built-in one.")],
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="The run's folder. [default: runs/NAME]")
+        Path | None, typer.Option("-o", "--out", help="The run's folder. \\[default: runs/NAME]")
     ] = None,
     assignments: Annotated[
         list[str] | None,
@@ -22,7 +22,7 @@ def run(
 ) -> None:
     """Run a recipe: data, tokenizer, training, evaluation, compression, report.
 
-    A recipe with a database makes a Text2SQL specialist; one with `[data] text` trains a model on
+    A recipe with a database makes a Text2SQL specialist; one with `\\[data] text` trains a model on
     text, to continue it, to fill it in, or to repair it.
 
     A run that was stopped, even killed, goes on where it was with the same command. Stages whose

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def runs(
     folders: Annotated[
         list[Path] | None,
-        typer.Argument(help="Runs to compare, or one folder of runs to list. [default: runs]"),
+        typer.Argument(help="Runs to compare, or one folder of runs to list. \\[default: runs]"),
     ] = None,
     report: Annotated[
         Path | None, typer.Option("--report", help="Write a page with the curves of all of them.")

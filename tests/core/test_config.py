@@ -1,5 +1,7 @@
+from typing import Self
+
 import pytest
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from hone.core.config import Settings, override, parse, read_toml
 from hone.core.errors import ConfigError
@@ -10,6 +12,12 @@ pytestmark = pytest.mark.smoke
 class Train(Settings):
     steps: int = Field(default=1, gt=0)
     learning_rate: float = 0.1
+
+    @model_validator(mode="after")
+    def _short(self) -> Self:
+        if self.steps > 90 and self.learning_rate > 0.4:
+            raise ValueError("Many steps need a small learning_rate")
+        return self
 
 
 class Recipe(Settings):
@@ -47,6 +55,31 @@ def test_overrides_are_typed_and_leave_the_original_alone():
     changed = override(values, ["train.steps=5", "name=b", "train.learning_rate=1e-3"])
     assert changed == {"name": "b", "train": {"steps": 5, "learning_rate": 1e-3}}
     assert values == {"name": "a", "train": {"steps": 1}}
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (["train.steps=0"], r'^--set train\.steps=0: "train\.steps" is 0; '),
+        (["train.steps=7", "train.steps=many"], r"^--set train\.steps=many: "),
+        (
+            ["train.step=3", "train.learning_rate=0.1"],
+            r'^--set train\.step=3: unknown key "train\.step"\. Did you mean',
+        ),
+        (["train=3"], r"^--set train=3: "),
+        (["train.steps=5", "name=3"], r"^--set name=3: "),
+        (["train.steps=5"], r'r\.toml, line 3: "train\.learning_rate" is \'fast\''),
+        (
+            ["train.learning_rate=0.5", "train.steps=99"],
+            r"line 2 with --set train\.lea.*steps=99: ",
+        ),
+    ],
+)
+def test_a_mistake_in_an_override_is_not_blamed_on_the_file(tmp_path, assignments, message):
+    path = tmp_path / "r.toml"
+    path.write_text('name = "a"\n[train]\nlearning_rate = "fast"\nsteps = 4\n')
+    with pytest.raises(ConfigError, match=message):
+        parse(Recipe, override(read_toml(path), assignments), path, assignments)
 
 
 @pytest.mark.parametrize("assignment", ["steps", "=3", "name.x=3"])

@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,8 +34,17 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"Cannot read {path}: {error.strerror}.") from error
 
 
-def parse(model: type[Model], values: dict[str, Any], source: str | Path) -> Model:
-    """Check ``values`` against ``model``; ``source`` names their file in error messages.
+def parse(
+    model: type[Model],
+    values: dict[str, Any],
+    source: str | Path,
+    assignments: Sequence[str] = (),
+) -> Model:
+    """Check ``values`` against ``model``.
+
+    Args:
+        source: their file, for error messages.
+        assignments: those of :func:`override` that are among ``values``, likewise.
 
     Raises:
         ConfigError: a key is unknown (the nearest known one is named), missing or of a wrong kind.
@@ -44,12 +53,14 @@ def parse(model: type[Model], values: dict[str, Any], source: str | Path) -> Mod
         return model.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise ConfigError(_sentence(model, first, source)) from error
+        raise ConfigError(_sentence(model, first, source, assignments)) from error
 
 
-def _sentence(model: type[BaseModel], found: Any, source: str | Path) -> str:
+def _sentence(
+    model: type[BaseModel], found: Any, source: str | Path, assignments: Sequence[str]
+) -> str:
     *parents, key = [str(part) for part in found["loc"]] or [""]
-    where = f"{source}{_line(source, parents, key)}"
+    where = _place(source, parents, key, assignments)
     name = ".".join([*parents, key])
     if found["type"] == "extra_forbidden":
         known = _fields(model, parents)
@@ -73,6 +84,25 @@ def _fields(model: type[BaseModel], parents: list[str]) -> list[str]:
             return []
         model = inner
     return list(model.model_fields)
+
+
+def _place(source: str | Path, parents: list[str], key: str, assignments: Sequence[str]) -> str:
+    """Where a value comes from: the last assignment of it, or its line in a file. Of a table with
+    assignments both, since how its keys go together depends on all of them.
+    """
+    wanted = tuple(part for part in (*parents, key) if part)
+    within: list[str] = []
+    for assignment in reversed(assignments):
+        keys = _keys(assignment)
+        if keys == wanted[: len(keys)]:
+            return f"--set {assignment}"
+        if wanted == keys[: len(wanted)]:
+            within.insert(0, f"--set {assignment}")
+    return " with ".join([f"{source}{_line(source, parents, key)}", *within])
+
+
+def _keys(assignment: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in assignment.partition("=")[0].split("."))
 
 
 def _line(source: str | Path, parents: list[str], key: str) -> str:
@@ -100,8 +130,8 @@ def override(values: dict[str, Any], assignments: Iterable[str]) -> dict[str, An
     """
     result = {key: dict(item) if isinstance(item, dict) else item for key, item in values.items()}
     for assignment in assignments:
-        path, sign, text = assignment.partition("=")
-        keys = [part.strip() for part in path.split(".")]
+        _, sign, text = assignment.partition("=")
+        keys = _keys(assignment)
         if not sign or not all(keys):
             raise ConfigError(f'--set "{assignment}" is not of the form key=value.')
         try:

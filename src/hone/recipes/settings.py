@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -229,7 +229,7 @@ def find_recipe(name_or_path: str | Path) -> Path:
     return known[str(name_or_path)]
 
 
-def load_recipe(name_or_path: str | Path, assignments: Iterable[str] = ()) -> Recipe:
+def load_recipe(name_or_path: str | Path, assignments: Sequence[str] = ()) -> Recipe:
     """Read a Text2SQL recipe, with ``table.key=value`` overrides.
 
     Paths in ``[data]`` may hold environment variables (``${HONE_DATA}/x.sqlite``); relative ones
@@ -241,7 +241,7 @@ def load_recipe(name_or_path: str | Path, assignments: Iterable[str] = ()) -> Re
     path = find_recipe(name_or_path)
     values = override(read_toml(path), assignments)
     values.setdefault("name", path.stem)
-    recipe = parse(Recipe, values, path)
+    recipe = parse(Recipe, values, path, assignments)
     data = recipe.data.model_copy(update=_absolute(recipe.data, path))
     return recipe.model_copy(update={"data": data})
 

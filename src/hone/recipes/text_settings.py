@@ -1,6 +1,6 @@
 """What a recipe that trains on plain text may say: ``[data] text`` makes it one."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -92,7 +92,7 @@ class TextRecipe(Settings):
     train: TextTraining = TextTraining()
 
 
-def load_text_recipe(path: Path, assignments: Iterable[str] = ()) -> TextRecipe:
+def load_text_recipe(path: Path, assignments: Sequence[str] = ()) -> TextRecipe:
     """Read a recipe that trains on text, with ``table.key=value`` overrides.
 
     Raises:
@@ -100,7 +100,7 @@ def load_text_recipe(path: Path, assignments: Iterable[str] = ()) -> TextRecipe:
     """
     values = override(read_toml(path), assignments)
     values.setdefault("name", path.stem)
-    recipe = parse(TextRecipe, values, path)
+    recipe = parse(TextRecipe, values, path, assignments)
     length, context = recipe.train.length, recipe.model.context
     if length is not None and length > context:
         raise ConfigError(

@@ -63,6 +63,14 @@ def test_trained_tokens_are_marked_and_answers_stand_side_by_side():
     assert "measured: 4.9 MB" in page
 
 
+def test_memory_along_the_way_is_in_gigabytes():
+    page = render_training_report(
+        report(metrics=[{"step": n, "memory_bytes": 4e8 + n * 1e6} for n in range(1, 4)])
+    )
+    assert "Memory in GB" in page
+    assert "e+0" not in page
+
+
 def test_series_take_only_numbers():
     assert series(METRICS, "loss") == [(10, 3.0), (20, 2.0)]
     assert series(METRICS, "held_out_loss") == [(20, 2.5), (30, 2.25)]

@@ -88,7 +88,7 @@ def tokenise(
         raise ConfigError(f'train_on is {train_on!r}; choose "all" or "last".')
     work = _Tokeniser(writer, max_length, train_on)
     total = length_hint(examples, 0)
-    with progress("tokenising", max(total, 1), "examples") as bar:
+    with progress("Tokenising", max(total, 1), "examples") as bar:
         for group in _groups(examples, _GROUP):
             work.add(group)
             bar.advance(len(group))

@@ -90,6 +90,18 @@ def test_memory_is_that_of_the_weights_and_what_came_since(monkeypatch):
     assert gauge.peak() == pytest.approx(164e6, rel=0.05), "the highest of all looks"
 
 
+def test_the_tensors_of_the_heaviest_step_are_counted(tmp_path):
+    model, batches = tiny_model(), tiny_batches()
+    result = train(model, batches, CONFIG, tmp_path, expected=Expected(heaviest_step=1))
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    # Weights, gradients and two moments (or a momentum) stay; activations come on top.
+    assert result.tensor_bytes > 3 * weights
+    assert result.tensor_bytes < 200 * weights
+    again = train(tiny_model(), batches, CONFIG, tmp_path / "b")
+    assert again.tensor_bytes is None
+    assert again.loss == result.loss, "counting changes nothing"
+
+
 def test_memory_nobody_tells_is_not_made_up(tmp_path, monkeypatch, shown):
     monkeypatch.setattr("hone.train.following._resident_bytes", lambda: None)
     result = train(tiny_model(), tiny_batches(), CONFIG, tmp_path)

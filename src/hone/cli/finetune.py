@@ -26,11 +26,11 @@ def finetune(
     ],
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", help="The run's folder. [default: runs/MODEL-DATA]"),
+        typer.Option("-o", "--out", help="The run's folder. \\[default: runs/MODEL-DATA]"),
     ] = None,
     method: Annotated[
         Method | None,
-        typer.Option(help="What is trained: all weights, or small updates. [default: what fits]"),
+        typer.Option(help="What is trained: all weights, or small updates. \\[default: what fits]"),
     ] = None,
     held_out_data: Annotated[
         str | None, typer.Option("--held-out-data", help="A file to score on only.")
@@ -49,7 +49,7 @@ def finetune(
         str, typer.Option("--train-on", help="Answers of a conversation to train: all or last.")
     ] = "all",
     memory: Annotated[
-        str | None, typer.Option(help="What the run may take, e.g. 8GB. [default: what is free]")
+        str | None, typer.Option(help="What the run may take, e.g. 8GB. \\[default: what is free]")
     ] = None,
     columns: Annotated[
         list[str] | None,
@@ -101,12 +101,12 @@ def finetune(
     with join_processes() as processes:
         if not processes.first:
             progress.show(None)
-        tuning = Tuning(options, folder)
+        tuning = Tuning(options, folder, fresh)
         if processes.first:
             _show_choices(tuning, Console(stderr=True))
         if dry_run:
             return
-        tuning.run(fresh, processes)
+        tuning.run(processes)
         if not processes.first:
             return
     if as_json:

@@ -169,9 +169,40 @@ def _object(file: Path) -> dict[str, Any]:
 
 
 def _config(checkpoint: Path) -> dict[str, Any]:
-    """The model's config, or the adapter's where there is no model."""
+    """The model's config, or the adapter's where there is no model, with where it lies for the
+    base.
+    """
     file = checkpoint / "config.json"
     return _object(file if file.is_file() else checkpoint / "adapter_config.json")
+
+
+def _hub_name(base: object) -> str | None:
+    """The name on the hub, ``org/name``, of an adapter's base: as it is, or of its directory in the
+    hub's cache. None for any other directory, which is nobody's business.
+    """
+    if not isinstance(base, str):
+        return None
+    cached = re.search(r"(?:^|/)models--([^/]+)/snapshots/", base)
+    text = cached[1].replace("--", "/") if cached else with_scheme(base)
+    if not text.startswith(SCHEME) and Path(base).exists():
+        return None
+    try:
+        name = parse_name(text).repository
+    except RequestError:
+        return None
+    return name if "/" in name else None
+
+
+def _base(checkpoint: Path) -> dict[str, Any]:
+    """The config of an adapter's base; nothing where it is not on this machine."""
+    base = _config(checkpoint).get("base_model_name_or_path")
+    if not isinstance(base, str):
+        return {}
+    for folder in (checkpoint / base, Path(base)):
+        for place in (folder, folder / "checkpoint"):
+            if (place / "config.json").is_file():
+                return _object(place / "config.json")
+    return {}
 
 
 def _results(source: Source) -> dict[str, Any]:
@@ -210,7 +241,7 @@ def _header(
         language=list(languages) or None,
         library_name="hone",
         pipeline_tag=_task(config),
-        base_model=config.get("base_model_name_or_path"),
+        base_model=_hub_name(config.get("base_model_name_or_path")),
         tags=[str(tag) for tag in tags if tag] or None,
         model_name=_line(title) if evaluations else None,
         eval_results=list(evaluations) or None,

@@ -39,14 +39,15 @@ def precision_of(asked: str, device: str) -> str:
     return "bf16" if preferred_dtype(device) == torch.bfloat16 else "fp32"
 
 
-def largest_part(batches: PackedBatches, parts: int) -> Batch:
-    """Of the first epoch's micro-batches the one that takes most memory."""
-    found = (
-        part
-        for step in range(min(batches.batches_per_epoch, _STEPS_LOOKED_AT))
-        for part in batches.at(step).split(parts)
-    )
-    return max(found, key=_weight)
+def heaviest_step(batches: PackedBatches, parts: int, steps: int) -> int:
+    """Which of the first ``steps`` steps has the micro-batch that takes most memory."""
+    count = min(batches.batches_per_epoch, _STEPS_LOOKED_AT, steps)
+    return max(range(count), key=lambda step: max(map(_weight, batches.at(step).split(parts))))
+
+
+def largest_part(batches: PackedBatches, parts: int, steps: int = _STEPS_LOOKED_AT) -> Batch:
+    """Of the micro-batches of the first epoch, or of ``steps``, the one that takes most memory."""
+    return max(batches.at(heaviest_step(batches, parts, steps)).split(parts), key=_weight)
 
 
 def forecast(
@@ -119,13 +120,13 @@ def remedies(planned: Plan) -> str:
     return f"What would fit: {'; '.join(found[:3])}."
 
 
-def expected_of(planned: Plan) -> "Expected":
-    """What the training's display compares itself with."""
+def expected_of(planned: Plan, heaviest: int | None = None) -> "Expected":
+    """What the training compares itself with; ``heaviest`` is the step that the plan is of."""
     from hone.train import Expected
 
     assert isinstance(planned.job, TrainJob)
     flops = planned.device.flops(planned.job.precision != "fp32")
-    return Expected(planned.flops_per_token, flops, planned.peak)
+    return Expected(planned.flops_per_token, flops, planned.peak, heaviest)
 
 
 def _weight(part: Batch) -> float:

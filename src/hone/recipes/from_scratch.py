@@ -16,7 +16,13 @@ from hone.models.config import ModelConfig
 from hone.parallel import Processes
 from hone.plan import Plan
 from hone.plan.devices import read_size
-from hone.recipes.forecast import check_fits, expected_of, forecast, largest_part
+from hone.recipes.forecast import (
+    check_fits,
+    expected_of,
+    forecast,
+    heaviest_step,
+    largest_part,
+)
 from hone.recipes.machine import find_device, memory_budget
 from hone.recipes.settings import TrainSettings
 from hone.train import Tracker, TrainConfig, train
@@ -62,12 +68,16 @@ class FromScratch:
             budget //= count  # the processes share it
         return forecast(
             self._config,
-            largest_part(self.batches, self._settings.micro_batches * count),
+            largest_part(self.batches, self._settings.micro_batches * count, self._settings.steps),
             self.loop_settings,
             self.device,
             tokens_per_step=self._settings.tokens_per_step,
             budget=budget,
         )
+
+    def _heaviest(self) -> int:
+        settings, count = self._settings, self._processes.count
+        return heaviest_step(self.batches, settings.micro_batches * count, settings.steps)
 
     def check(self) -> Plan:
         """The plan, of a run that fits.
@@ -100,7 +110,7 @@ class FromScratch:
             self.loop_settings,
             folder,
             processes=self._processes,
-            expected=expected_of(self.plan) if first else None,
+            expected=expected_of(self.plan, self._heaviest()) if first else None,
             trackers=trackers if first else (),
             evaluate=evaluate,
         )
@@ -129,4 +139,4 @@ def split_memory(trained: dict[str, Any]) -> tuple[dict[str, int], dict[str, int
     """Take the prediction out of a ``result.json``: its parts, and its sum beside the measured."""
     parts = trained.pop("predicted_parts", {})
     predicted = trained.pop("predicted_bytes", None)
-    return parts, {"predicted_bytes": predicted, "measured_bytes": trained["peak_bytes"]}
+    return parts, {"predicted_bytes": predicted, "measured_bytes": trained["tensor_bytes"]}

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -11,10 +11,11 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hone.core.progress import progress
 from hone.train.config import TrainConfig
+from hone.train.memory import measure_peak
 from hone.train.metrics import MetricsLog, plain
 from hone.train.resume import Counters
 from hone.train.schedules import rate_at
@@ -31,11 +32,13 @@ class Expected:
         flops_per_token: operations of a step by the tokens of its batch.
         device_flops: operations per second of a device at its best, in the run's precision.
         peak_bytes: most memory that a device holds during the run, the weights included.
+        heaviest_step: the step that is predicted to take most; its tensors are counted one by one.
     """
 
     flops_per_token: float | None = None
     device_flops: float | None = None
     peak_bytes: int | None = None
+    heaviest_step: int | None = None
 
     def share_of_peak(self, tokens_per_second: float, devices: int) -> float | None:
         """How much of what the devices could compute was computed for the model."""
@@ -48,16 +51,38 @@ class MemoryGauge:
     """The memory that training holds at most.
 
     On a GPU it is the allocator's. In the host's memory it is that of the weights when the gauge is
-    made, and the growth of the process's resident memory since, as of the last looks at it.
+    made, and the growth of the process's resident memory since, as of the last looks at it. More
+    than tensors is in it (libraries, what the system's allocator keeps), so one step's tensors can
+    be counted apart.
+
+    Attributes:
+        tensor_bytes: most bytes of tensors in the step that was counted; None before.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self.tensor_bytes: int | None = None
+        self._model = model
         self._device = next(model.parameters()).device
         weights = {id(x): x.nbytes for x in (*model.parameters(), *model.buffers())}
         self._offset = sum(weights.values()) - (_resident_bytes() or 0)
         self._most = 0
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
+
+    def count(self, step: Callable[[], None], state: Iterable[Tensor]) -> None:
+        """Run ``step`` and count its tensors, with those that were there before it.
+
+        Args:
+            state: what the optimizer holds; the model's weights and gradients are known.
+        """
+        if self._device.type == "cuda":
+            step()
+            self.tensor_bytes = torch.cuda.max_memory_allocated(self._device)
+            return
+        tensors = [*self._model.parameters(), *self._model.buffers(), *state]
+        tensors += [x.grad for x in tensors if x.is_leaf and x.grad is not None]
+        storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
+        self.tensor_bytes = sum(storages.values()) + measure_peak(step).bytes
 
     def peak(self) -> int | None:
         """Bytes at most until now; None where the system does not say."""

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ class TrainResult:
         resumed_from: the step that this attempt began at.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         peak_bytes: most memory held, see :class:`MemoryGauge`.
+        tensor_bytes: most bytes of tensors in the heaviest step, if that was told and is done here.
         best_loss, best_step: the lowest ``loss`` of an evaluation; None without ``keep_best``,
             and in other processes than the first.
     """
@@ -73,6 +75,7 @@ class TrainResult:
     resumed_from: int
     precision: str
     peak_bytes: int | None
+    tensor_bytes: int | None
     best_loss: float | None
     best_step: int | None
 
@@ -158,7 +161,11 @@ def train(
         while counters.step < config.steps:
             started = time.perf_counter()
             batch = next(coming)
-            stepper.take(batch, counters)
+            take = partial(stepper.take, batch, counters)
+            if expected is not None and counters.step == expected.heaviest_step:
+                start.gauge.count(take, optimizer.held())
+            else:
+                take()
             counters.step += 1
             now = time.perf_counter()
             counters.window_seconds += now - started
@@ -203,6 +210,7 @@ def train(
         resumed_from=first,
         precision=precision,
         peak_bytes=start.gauge.peak(),
+        tensor_bytes=start.gauge.tensor_bytes,
         best_loss=counters.best_loss,
         best_step=counters.best_step,
     )

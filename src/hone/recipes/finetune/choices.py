@@ -17,7 +17,6 @@ from hone.core.errors import CapacityError
 from hone.evals.formatting import quantity, size
 from hone.plan import Plan
 from hone.recipes.finetune.options import FinetuneOptions, Method, Savers
-from hone.recipes.forecast import remedies
 
 Lengths = npt.NDArray[np.int64]
 
@@ -142,6 +141,10 @@ def _two_digits(value: float) -> float:
     return float(f"{value:.1e}")
 
 
+# The settings that decide how a run fits into memory.
+WAY = ("method", "micro_batches", "activation_checkpointing", "optimizer")
+
+
 @dataclass(frozen=True, slots=True)
 class Way:
     """One way to fit a run into memory."""
@@ -209,10 +212,12 @@ def choose_way(
             fits = f"predicted peak {size(plan.peak)} of {size(facts.budget)}"
             _explain(choices, asked, facts, way, tried[0], fits, size(first.peak))
             return plan
+    whose = "--memory allows" if asked.memory else f"{facts.device} has"
+    changes = [f"{' and '.join(one.steps)} ({size(one.peak)})" for one in first.changes()]
     raise CapacityError(
         f"This run does not fit: it takes {size(first.peak)}, {size(plan.peak)} in the leanest way "
-        f"that was left to choose, and {facts.device} has {size(facts.budget)} for it. "
-        + remedies(first)
+        f"that was left to choose, and {whose} {size(facts.budget)}. "
+        + (f"What would fit: {'; '.join(changes)}." if changes else "Take a smaller model.")
     )
 
 

@@ -33,7 +33,7 @@ def write_outcome(tuning: "Tuning", done: Progress, inputs: dict[str, Any]) -> N
         name: {"before": scores["before"].get(name), "after": scores["after"].get(name)}
         for name in scores["after"]
     }
-    predicted, measured = tuning.plan.peak, trained["peak_bytes"]
+    predicted, measured = tuning.plan.peak, trained["tensor_bytes"]
     result_files = {
         file.relative_to(out).as_posix(): sha256_file(file)
         for file in sorted(tuning.result.glob("*.safetensors"))

@@ -21,6 +21,7 @@ from hone.models.config_files import load_config
 from hone.parallel import Processes
 from hone.plan import Lora, Plan
 from hone.recipes.finetune.choices import (
+    WAY,
     Choices,
     Facts,
     Way,
@@ -48,16 +49,23 @@ _PIECE = 4096  # positions of a sample where the model reads any number of them
 class Tuning:
     """One tuning run in one folder."""
 
-    def __init__(self, options: FinetuneOptions, out: Path) -> None:
-        """Look at the model and the data; nothing is written.
+    def __init__(self, options: FinetuneOptions, out: Path, fresh: bool = False) -> None:
+        """Look at the model; nothing is written.
+
+        Args:
+            fresh: forget what an earlier run left in ``out``.
 
         Raises:
             CheckpointError, ConfigError, DataError: they cannot be used, or not together.
         """
-        self.options, self.out = options, out
+        self.options, self.out, self._fresh = options, out, fresh
         self.source = find_checkpoint(options.model)
         self.config = load_config(self.source)
-        if self.config.quantization_config and options.method in ("full", "qlora"):
+        quantized = self.config.quantization_config or {}
+        if quantized.get("quant_method") == "bitsandbytes" and options.method == "qlora":
+            # The base is in NF4 already: updates beside it are what is meant.
+            self.options = options.model_copy(update={"method": "lora"})
+        elif quantized and options.method in ("full", "qlora"):
             raise ConfigError(
                 f"{options.model} is quantized, so its own weights cannot be trained: use "
                 "--method lora, or tune the original checkpoint."
@@ -107,6 +115,9 @@ class Tuning:
             most_parts,
             lambda way: self._predict(way, batches, choices),
         )
+        for name in WAY:
+            if getattr(options, name) != getattr(self.options, name):
+                choices.set(name, choices[name], "as this run began")
         choose_rate(choices, options, facts)
         if choices["method"] != "full":
             rank = options.rank or _RANK
@@ -121,13 +132,12 @@ class Tuning:
         """
         file = self.out / RECIPE_FILE
         try:
-            before = read_json(file) if file.is_file() else {}
+            before = read_json(file) if file.is_file() and not self._fresh else {}
         except DataError:
             return self.options
         if before.get("asked") != self._asked():
             return self.options
-        names = ("method", "optimizer", "micro_batches", "activation_checkpointing")
-        values = {name: before["chosen"][name] for name in names if name in before["chosen"]}
+        values = {name: before["chosen"][name] for name in WAY if name in before["chosen"]}
         return self.options.model_copy(update=values)
 
     def _asked(self) -> dict[str, Any]:
@@ -183,7 +193,7 @@ class Tuning:
         )
         return forecast(
             config,
-            largest_part(batches, way.micro_batches),
+            largest_part(batches, way.micro_batches, choices["steps"]),
             self._settings(choices, way),
             self.device,
             tokens_per_step=choices["tokens_per_step"],
@@ -200,8 +210,7 @@ class Tuning:
     @property
     def settings(self) -> TrainConfig:
         """Those of the training loop."""
-        names = ("method", "micro_batches", "activation_checkpointing", "optimizer")
-        return self._settings(self.choices, Way(**{name: self.choices[name] for name in names}))
+        return self._settings(self.choices, Way(**{name: self.choices[name] for name in WAY}))
 
     def _settings(self, choices: Choices, way: Way) -> TrainConfig:
         steps = choices["steps"]
@@ -224,11 +233,10 @@ class Tuning:
             evaluate_every=max(1, steps // _EVALUATIONS),
         )
 
-    def run(self, fresh: bool = False, processes: Processes | None = None) -> Path:
+    def run(self, processes: Processes | None = None) -> Path:
         """Do what is not done yet; returns the run's folder.
 
         Args:
-            fresh: forget what an earlier run left in the folder.
             processes: those that train together, each of which calls this.
 
         Raises:
@@ -257,7 +265,7 @@ class Tuning:
             Stage("train", trained, together.train, in_place=True),
             Stage("after", {}, work.score_after),
         ]
-        done = run_stages(stages, self.out, fresh=fresh, prepare=self._save_recipe)
+        done = run_stages(stages, self.out, fresh=self._fresh, prepare=self._save_recipe)
         together.finish()
         write_outcome(self, done, inputs)
         return self.out

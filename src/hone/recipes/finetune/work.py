@@ -1,6 +1,7 @@
 """The stages of a tuning run: score, train, write, score again."""
 
 import shutil
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,12 +20,13 @@ from hone.models.config import ModelConfig
 from hone.parallel import Processes
 from hone.recipes.finetune.answers import answer_samples, continue_prompts
 from hone.recipes.finetune.tuning import ADAPTER, CHECKPOINT, Tuning
-from hone.recipes.forecast import expected_of
+from hone.recipes.forecast import expected_of, heaviest_step
 from hone.recipes.trackers import make_trackers
 from hone.text.tokenizer import Tokenizer
 from hone.train import Contrastive, train
 
 _ANSWERED, _ANSWER_TOKENS = 4, 96
+_SCORED_AT_ONCE = 8192  # tokens, where a run's micro-batches are not smaller
 
 
 class TuningWork:
@@ -34,8 +36,10 @@ class TuningWork:
         self.of, self._processes = tuning, processes
 
     def _held_out(self) -> list[Batch]:
+        choices = self.of.choices
+        tokens = min(choices["tokens_per_step"] // choices["micro_batches"], _SCORED_AT_ONCE)
         return self.of.data.held_out_batches(
-            min(self.of.choices["tokens_per_step"], 8192), self.of.choices["max_length"]
+            max(tokens, choices["max_length"]), choices["max_length"]
         )
 
     def _load(self, for_training: bool) -> Model:
@@ -52,9 +56,12 @@ class TuningWork:
         dtype = "float32" if full or self.of.precision == "fp32" else "bfloat16"
         if self.of.precision == "fp16" and not full:
             dtype = "float16"
-        model = load_model(
-            self.of.source, dtype, self.of.device, self.of.data.head, labels, quantize=quantize
-        )
+        with warnings.catch_warnings():
+            # That a head is new is what is wanted here.
+            warnings.filterwarnings("ignore", message=".*must be trained")
+            model = load_model(
+                self.of.source, dtype, self.of.device, self.of.data.head, labels, quantize=quantize
+            )
         if model.config.problem != self.of.data.problem and labels:
             model.config = replace(model.config, problem=self.of.data.problem)  # type: ignore[arg-type]
         return model
@@ -116,14 +123,16 @@ class TuningWork:
         objective = None
         if self.of.data.contrastive:
             objective = Contrastive(options.temperature)
+        batches, settings = self.of.batches(), self.of.settings
+        heaviest = heaviest_step(batches, settings.micro_batches, settings.steps)
         result = train(
             model,
-            self.of.batches(),
-            self.of.settings,
+            batches,
+            settings,
             folder,
             objective=objective,
             processes=self._processes,
-            expected=expected_of(self.of.plan),
+            expected=expected_of(self.of.plan, heaviest),
             trackers=make_trackers(options.trackers, folder, self.of.out.name),
             evaluate=evaluate,
         )

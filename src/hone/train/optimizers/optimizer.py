@@ -147,6 +147,10 @@ class Optimizer:
         averages = zip(self.masters, self._averages, strict=False)
         return tensors | {f"mean/{name}": mean for name, mean in averages}
 
+    def held(self) -> list[Tensor]:
+        """All tensors that stay from step to step: the state, and the masters' gradients."""
+        return [*self.state().values(), *self._gradients()]
+
     @torch.no_grad()
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Take over what :meth:`state` gave; the names and shapes must be the same."""

@@ -218,6 +218,71 @@ def test_an_adapter_names_its_base(tmp_path):
     assert rows(text)["Adapter of"] == ["org/base"]
 
 
+@pytest.mark.parametrize(
+    ("base", "name"),
+    [
+        ("hf://org/base", "org/base"),
+        ("hf://org/base@v1.0", "org/base"),
+        ("/home/kim/.cache/huggingface/hub/models--org--base/snapshots/0123abcd", "org/base"),
+        ("/home/kim/secret/base", None),
+        ("../base", None),
+        ("runs/base/checkpoint", None),
+        ("base", None),
+    ],
+)
+def test_only_a_name_on_the_hub_is_published_of_a_base(tmp_path, base, name):
+    adapter = {"base_model_name_or_path": base, "peft_type": "LORA"}
+    write_json(tmp_path / "adapter" / "adapter_config.json", adapter)
+    header, text = parts(model_card(tmp_path / "adapter", "a/b"))
+    assert header.get("base_model") == name
+    assert rows(text).get("Adapter of") == (None if name is None else [name])
+    assert "kim" not in text
+
+
+@pytest.fixture
+def tuned(tmp_path):
+    """A finished run that made an adapter of a model on this machine."""
+    write_json(tmp_path / "base" / "config.json", CONFIG)
+    run = tmp_path / "runs" / "tuned"
+    adapter = {"base_model_name_or_path": str(tmp_path / "base"), "peft_type": "LORA"}
+    write_json(run / "adapter" / "adapter_config.json", adapter)
+    (run / "adapter" / "adapter_model.safetensors").write_bytes(b"update")
+    write_json(run / "recipe.json", {"name": "조정", "chosen": {"steps": 60, "method": "lora"}})
+    outputs = {"adapter/adapter_model.safetensors": digest(b"update")}
+    write_json(run / "manifest.json", {"hone": "9.8.7", "outputs": outputs})
+    scores = {
+        "loss": {"before": 3.25, "after": 1.5},
+        "accuracy": {"before": None, "after": 0.123456},
+    }
+    write_json(run / "results.json", {"kind": "finetune", "scores": scores})
+    return run
+
+
+def test_an_adapter_of_a_local_model_is_described_by_its_architecture(tuned):
+    header, text = parts(model_card(tuned, "shop/tuned"))
+    assert "base_model" not in header
+    table = rows(text)
+    assert table["Adapter of"] == ["LlamaForCausalLM"]
+    assert table["Layers"] == ["3"]
+    assert str(tuned.parent.parent) not in text
+    assert "## Usage" not in text  # nobody else has the base
+
+
+def test_the_scores_of_a_tuned_run_are_on_its_card(tuned):
+    _, text = parts(model_card(tuned, "shop/tuned"))
+    table = rows(text)
+    assert table["Score on held-out data"] == ["Before training", "After training"]
+    assert table["loss"] == ["3.25", "1.5"]
+    assert table["accuracy"] == ["", "0.1235"]
+    assert table["method"] == ["lora"]
+    assert table["steps"] == ["60"]
+    change(tuned / "results.json", scores={"loss": {"before": None, "after": 1.5}})
+    assert rows(model_card(tuned))["Score on held-out data"] == ["After training"]
+    (tuned / "adapter" / "adapter_model.safetensors").write_bytes(b"other")
+    with pytest.raises(CheckpointError, match="results in there are of another model"):
+        model_card(tuned)
+
+
 def test_weights_that_the_manifest_does_not_know_have_no_results(run, tmp_path):
     (run / "checkpoint" / "model.safetensors").write_bytes(b"other")
     with pytest.raises(CheckpointError, match="results in there are of another model"):

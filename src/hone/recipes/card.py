@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from hone.core.errors import CheckpointError, DataError
 from hone.core.files import read_json, sha256_file
+from hone.recipes.adapter_base import base_config, hub_name
 from hone.recipes.runner import RECIPE_FILE
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 MANIFEST = "manifest.json"
-_WEIGHTS = "model.safetensors"
+_WEIGHTS, _ADAPTER_WEIGHTS = "model.safetensors", "adapter_model.safetensors"
 _COMPRESSED = "int8"
 _METRICS = {"execution_accuracy": "Execution accuracy", "exact_match": "Exact match"}
 _LANGUAGES = {"all": "all", "ko": "Korean", "en": "English"}
@@ -96,12 +97,14 @@ def find_source(path: str | Path) -> Source:
     outputs = _object(run / MANIFEST).get("outputs")
     if not isinstance(outputs, dict):
         raise CheckpointError(f"{run / MANIFEST} has no 'outputs', so it is not a run's manifest.")
-    said = outputs.get(f"{checkpoint.absolute().name}/{_WEIGHTS}")
+    whole = (checkpoint / "config.json").is_file()
+    weights = checkpoint / (_WEIGHTS if whole else _ADAPTER_WEIGHTS)
+    said = outputs.get(f"{checkpoint.absolute().name}/{weights.name}")
     if said is None:
         return Source(checkpoint, None)
-    if not (checkpoint / _WEIGHTS).is_file() or sha256_file(checkpoint / _WEIGHTS) != said:
+    if not weights.is_file() or sha256_file(weights) != said:
         raise CheckpointError(
-            f"{checkpoint / _WEIGHTS} is not the file that {run / MANIFEST} describes, so the "
+            f"{weights} is not the file that {run / MANIFEST} describes, so the "
             "results in there are of another model. Run the recipe again, or copy the checkpoint "
             "out of the run to publish it without results."
         )
@@ -150,6 +153,7 @@ def _of_run(source: Source, name: str | None) -> tuple[str, list[str]]:
         f"# {_cell(title)}",
         _introduction(data, manifest),
         _accuracy(results, manifest),
+        _scores(results),
         _speed(results, manifest),
         "## Model",
         _architecture(config),
@@ -169,40 +173,18 @@ def _object(file: Path) -> dict[str, Any]:
 
 
 def _config(checkpoint: Path) -> dict[str, Any]:
-    """The model's config, or the adapter's where there is no model, with where it lies for the
-    base.
-    """
+    """The model's config; of an adapter its base's, and as ``adapter_of`` what that is called."""
     file = checkpoint / "config.json"
-    return _object(file if file.is_file() else checkpoint / "adapter_config.json")
-
-
-def _hub_name(base: object) -> str | None:
-    """The name on the hub, ``org/name``, of an adapter's base: as it is, or of its directory in the
-    hub's cache. None for any other directory, which is nobody's business.
-    """
-    if not isinstance(base, str):
-        return None
-    cached = re.search(r"(?:^|/)models--([^/]+)/snapshots/", base)
-    text = cached[1].replace("--", "/") if cached else with_scheme(base)
-    if not text.startswith(SCHEME) and Path(base).exists():
-        return None
+    if file.is_file():
+        return _object(file)
+    adapter = _object(checkpoint / "adapter_config.json")
     try:
-        name = parse_name(text).repository
-    except RequestError:
-        return None
-    return name if "/" in name else None
-
-
-def _base(checkpoint: Path) -> dict[str, Any]:
-    """The config of an adapter's base; nothing where it is not on this machine."""
-    base = _config(checkpoint).get("base_model_name_or_path")
-    if not isinstance(base, str):
-        return {}
-    for folder in (checkpoint / base, Path(base)):
-        for place in (folder, folder / "checkpoint"):
-            if (place / "config.json").is_file():
-                return _object(place / "config.json")
-    return {}
+        base = base_config(adapter, checkpoint)
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
+    name = hub_name(adapter, checkpoint)
+    shown = name or _architecture_name(base) or base.get("model_type")
+    return base | {"base_model": name, "adapter_of": shown}
 
 
 def _results(source: Source) -> dict[str, Any]:
@@ -241,7 +223,7 @@ def _header(
         language=list(languages) or None,
         library_name="hone",
         pipeline_tag=_task(config),
-        base_model=_hub_name(config.get("base_model_name_or_path")),
+        base_model=config.get("base_model"),
         tags=[str(tag) for tag in tags if tag] or None,
         model_name=_line(title) if evaluations else None,
         eval_results=list(evaluations) or None,
@@ -354,6 +336,24 @@ def _accuracy(results: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
     return "\n\n".join(["## Results", _table(head, rows), " ".join(notes)])
 
 
+def _scores(results: Mapping[str, Any]) -> str:
+    """What training changed on held-out data; without a column of what was not measured."""
+    scores = results.get("scores", {})
+    times = [
+        time
+        for time in ("before", "after")
+        if any(pair.get(time) is not None for pair in scores.values())
+    ]
+    if not times:
+        return ""
+    rows = [
+        [name, *("" if pair.get(time) is None else f"{pair[time]:.4g}" for time in times)]
+        for name, pair in scores.items()
+    ]
+    head = ["Score on held-out data", *(f"{time} training".capitalize() for time in times)]
+    return f"## Results\n\n{_table(head, rows)}"
+
+
 def _share(value: float | None, interval: list[float] | None) -> str:
     if value is None:
         return ""
@@ -381,8 +381,8 @@ def _architecture(config: Mapping[str, Any]) -> str:
         rows.append(("Kind", config["model_type"]))
     if _architecture_name(config):
         rows.append(("Architecture", _architecture_name(config)))
-    if config.get("base_model_name_or_path"):
-        rows.append(("Adapter of", config["base_model_name_or_path"]))
+    if config.get("adapter_of"):
+        rows.append(("Adapter of", config["adapter_of"]))
     for label, keys in _SHAPE.items():
         value = next((config[key] for key in keys if config.get(key) is not None), None)
         if value is not None:
@@ -397,7 +397,8 @@ def _architecture(config: Mapping[str, Any]) -> str:
 def _training(
     recipe: Mapping[str, Any], manifest: Mapping[str, Any], results: Mapping[str, Any]
 ) -> str:
-    train, data = recipe.get("train", {}), recipe.get("data", {})
+    # Of a tuned run, what it chose.
+    train, data = recipe.get("train", recipe.get("chosen", {})), recipe.get("data", {})
     rows: list[tuple[str, object]] = [
         (key, recipe[key]) for key in ("name", "seed") if key in recipe
     ]
@@ -407,7 +408,7 @@ def _training(
     rows += [
         (f"data, {_words(key)}", data[key]) for key in ("questions", "held_out") if key in data
     ]
-    settings = ("steps", "tokens_per_step", "optimizer", "schedule", "precision")
+    settings = ("method", "steps", "tokens_per_step", "optimizer", "schedule", "precision")
     rows += [(_words(key), train[key]) for key in settings if key in train]
     rows += [("parameters", results["parameters"])] if "parameters" in results else []
     for key, seconds in results.get("seconds", {}).items():
@@ -421,8 +422,11 @@ def _training(
 
 def _usage(address: str, source: Source) -> list[str]:
     """How the model is used, in English and in Korean; nothing where it generates no text."""
-    if _task(_config(source.checkpoint)) != "text-generation":
+    config = _config(source.checkpoint)
+    if _task(config) != "text-generation":
         return []
+    if "adapter_of" in config and config["base_model"] is None:
+        return []  # others do not have its base
     about = {} if source.run is None else _object(source.run / RECIPE_FILE).get("data", {})
     at = shlex.quote(address)
     sections = []

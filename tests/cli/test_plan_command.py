@@ -105,6 +105,33 @@ def test_the_picture_is_written_whole(config, tmp_path, suffix):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", file.name]
 
 
+@pytest.mark.parametrize(
+    ("memory", "drawn"), [("100GB", False), ("42GB", True), ("36GB", True), ("1GB", True)]
+)
+def test_the_picture_is_scaled_to_the_peak(config, memory, drawn, monkeypatch, tmp_path):
+    from matplotlib.figure import Figure
+
+    figures = []
+
+    def kept(figure, file, **_):
+        figures.append(figure)
+        file.touch()
+
+    monkeypatch.setattr(Figure, "savefig", kept)
+    words = ("--batch", 4, "--device", "l4", "--memory", memory)
+    peak = json.loads(run(config, *words, "--json").stdout)["peak"] / 1e9
+    run(config, *words, "--picture", tmp_path / "plan.svg")
+    (axes,) = figures[0].axes
+    assert axes.get_xlabel() == "GB"
+    assert peak < axes.get_xlim()[1] < 1.3 * peak
+    assert len(axes.lines) == drawn
+    limit = next(text for text in axes.texts if "NVIDIA L4" in text.get_text())
+    assert limit.get_text().endswith("→") != drawn
+    shares = [text.get_text() for text in axes.texts if text.get_text().endswith("%")]
+    assert "29%" in shares
+    assert not {"0%", "1%", "2%"} & set(shares)
+
+
 def test_quick_and_without_torch(config):
     script = (
         "import sys, time; sys.argv = ['hone', 'plan', "

@@ -44,6 +44,7 @@ def test_brackets_in_help_are_no_markup(command, words):
     [
         (("run", "no-such-recipe"), 2, "There is no recipe no-such-recipe"),
         (("run", "demo", "--set", "train.step=3"), 2, 'Did you mean "steps"?'),
+        (("finetune", "x", "-d", "y", "--set", "epochs=all"), 2, "--set epochs=all:"),
         (("ask", "nowhere", "how many?"), 1, "nowhere does not say which database"),
         (("ask", "nowhere", "how many?", "--db", "none.sqlite"), 1, "none.sqlite"),
         (("generate", "nowhere", "x"), 1, "nowhere does not exist"),

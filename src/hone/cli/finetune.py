@@ -96,7 +96,7 @@ def finetune(
         "columns": _columns(columns or []),
     }
     given = override({k: v for k, v in given.items() if v is not None}, assignments or ())
-    options = parse(FinetuneOptions, given, "hone finetune")
+    options = parse(FinetuneOptions, given, "hone finetune", assignments or ())
     folder = out if out is not None else Path("runs") / _name(model, data)
     with join_processes() as processes:
         if not processes.first:

@@ -132,24 +132,17 @@ def test_the_picture_is_scaled_to_the_peak(config, memory, drawn, monkeypatch, t
     assert not {"0%", "1%", "2%"} & set(shares)
 
 
-def test_quick_and_without_torch(config):
+def test_what_is_slow_to_load_is_not_loaded(config):
     script = (
-        "import sys, time; sys.argv = ['hone', 'plan', "
+        "import sys; sys.argv = ['hone', 'plan', "
         f"{str(config)!r}, '--device', 'l4']\n"
         "from hone.cli.app import main\n"
         "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code\n"
-        "loaded = {'torch', 'numpy', 'matplotlib', 'safetensors'} & set(sys.modules)\n"
-        "print(loaded or 'nothing', time.process_time())"
+        "print({'torch', 'numpy', 'matplotlib', 'safetensors'} & set(sys.modules) or 'nothing')"
     )
-    seconds = []
-    for _ in range(3):
-        result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr
-        loaded, taken = result.stdout.splitlines()[-1].rsplit(" ", 1)
-        assert loaded == "nothing"
-        seconds.append(float(taken))
-    # Of the processor, so that a busy machine does not count; half a second, with room to spare.
-    assert min(seconds) < 0.7
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "nothing"
 
 
 def test_what_is_wrong_is_said_in_a_sentence(config, tmp_path, capsys, monkeypatch):

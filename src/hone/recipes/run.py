@@ -10,18 +10,17 @@ int8/        the compressed model, and eval-int8/ its answers
 metrics.jsonl, results.json, report.html, manifest.json, recipe.json
 """
 
-import platform
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from hone.core.errors import CheckpointError
-from hone.core.files import read_json, sha256_file, write_json
+from hone.core.files import read_json, write_json
 from hone.evals.summary import Variant
 from hone.parallel import Processes
 from hone.plan import Plan
 from hone.recipes.machine import find_device
+from hone.recipes.manifest import run_manifest
 from hone.recipes.runner import RECIPE_FILE, Progress, Stage, run_stages
 from hone.recipes.settings import Recipe, TrainSettings
 from hone.recipes.stages import SAMPLE, SAMPLE_FILE, Work
@@ -40,7 +39,6 @@ HABITS = {
     "device",
     "memory",
 }
-_LIBRARIES = ("torch", "numpy", "tokenizers", "safetensors", "sqlglot")
 
 
 def run_recipe(
@@ -107,29 +105,16 @@ def _save_recipe(recipe: Recipe, out: Path) -> None:
 
 def _manifest(recipe: Recipe, inputs: dict[str, Any], done: Progress, work: Work) -> dict[str, Any]:
     """What went in, what came out and what it ran on."""
-    import torch
-
-    out = work.out
-    outputs = [
-        out / folder / "model.safetensors"
-        for folder in ("checkpoint", "int8")
-        if folder == "checkpoint" or recipe.quantize is not None
-    ]
-    return {
-        "hone": metadata.version("hone-llm"),
-        "recipe": _dump(recipe),
-        "inputs": inputs,
-        "stages": done.stages,
-        "outputs": {file.relative_to(out).as_posix(): sha256_file(file) for file in outputs},
-        "machine": {
-            "processor": _processor(),
-            "threads": torch.get_num_threads(),
-            "system": f"{platform.system()} {platform.machine()}",
-            "python": platform.python_version(),
-        },
-        "held_out_templates_seen": _templates_seen(work),
-        "libraries": {name: metadata.version(name) for name in _LIBRARIES},
-    }
+    folders = ["checkpoint"] if recipe.quantize is None else ["checkpoint", "int8"]
+    return run_manifest(
+        work.out,
+        inputs,
+        [work.out / folder / "model.safetensors" for folder in folders],
+        done,
+        libraries=("sqlglot",),
+        recipe=_dump(recipe),
+        held_out_templates_seen=_templates_seen(work),
+    )
 
 
 def _templates_seen(work: Work) -> dict[str, float]:
@@ -139,16 +124,6 @@ def _templates_seen(work: Work) -> dict[str, float]:
     for question in work.held_out():
         seen.setdefault(question.split, []).append(question.template in trained)
     return {split: round(sum(found) / len(found), 4) for split, found in seen.items()}
-
-
-def _processor() -> str:
-    """The processor's name where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def run_database(run: Path) -> Path:

@@ -8,12 +8,10 @@ eval/        what the model scores on the text that it was not trained on
 metrics.jsonl, results.json, report.html, manifest.json, recipe.json
 """
 
-import platform
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,6 +30,7 @@ from hone.data.rows import PLAIN_TEXT, Rows
 from hone.parallel import Processes
 from hone.plan import Plan
 from hone.recipes.machine import find_device
+from hone.recipes.manifest import run_manifest
 from hone.recipes.run import HABITS
 from hone.recipes.runner import RECIPE_FILE, Progress, Stage, run_stages
 from hone.recipes.text_settings import Objective, TextRecipe
@@ -50,7 +49,6 @@ _HEADS: dict[Objective, Literal["causal", "masked", "seq2seq"]] = {
 }
 # As many as T5 has: no text of a few thousand tokens has more dropped spans.
 _SENTINELS = 100
-_LIBRARIES = ("torch", "numpy", "tokenizers", "safetensors")
 # Held-out batches that a loss along the way is measured on; the score at the end is on all.
 _EVALUATED = 16
 
@@ -287,7 +285,6 @@ class TextWork:
 
     def finish(self, done: Progress, inputs: dict[str, Any]) -> None:
         """Write ``manifest.json``, ``metrics.jsonl``, ``report.html`` and ``results.json``."""
-        import torch
 
         from hone.evals.formatting import duration, quantity
         from hone.evals.held_out import RISING
@@ -299,20 +296,7 @@ class TextWork:
         predicted_parts, memory = split_memory(trained)
         checkpoint = out / "checkpoint"
         files = sorted(checkpoint.glob("*.safetensors"))
-        outputs = {file.relative_to(out).as_posix(): sha256_file(file) for file in files}
-        manifest = {
-            "hone": metadata.version("hone-llm"),
-            "recipe": recipe.model_dump(mode="json"),
-            "inputs": inputs,
-            "outputs": outputs,
-            "stages": done.stages,
-            "machine": {
-                "threads": torch.get_num_threads(),
-                "system": f"{platform.system()} {platform.machine()}",
-                "python": platform.python_version(),
-            },
-            "libraries": {name: metadata.version(name) for name in _LIBRARIES},
-        }
+        manifest = run_manifest(out, inputs, files, done, recipe=recipe.model_dump(mode="json"))
         write_json(out / "manifest.json", manifest)
         with atomic_path(out / "metrics.jsonl") as temporary:
             shutil.copyfile(out / "train" / "metrics.jsonl", temporary)

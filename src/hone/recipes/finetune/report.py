@@ -1,12 +1,10 @@
 """What a finished tuning run leaves for people and programs: results, manifest, report."""
 
-import platform
 import shlex
 import shutil
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from hone.core.files import atomic_path, read_json, sha256_file, write_json
+from hone.core.files import atomic_path, read_json, write_json
 from hone.evals.formatting import duration, quantity
 from hone.evals.held_out import RISING
 from hone.evals.training_report import (
@@ -15,17 +13,15 @@ from hone.evals.training_report import (
     read_metrics,
     write_training_report,
 )
+from hone.recipes.manifest import run_manifest
 from hone.recipes.runner import Progress
 
 if TYPE_CHECKING:
     from hone.recipes.finetune.tuning import Tuning
 
-_LIBRARIES = ("torch", "numpy", "tokenizers", "safetensors")
-
 
 def write_outcome(tuning: "Tuning", done: Progress, inputs: dict[str, Any]) -> None:
     """Write ``results.json``, ``manifest.json``, ``metrics.jsonl`` and ``report.html``."""
-    import torch
 
     out, trained = tuning.out, read_json(tuning.out / "train" / "result.json")
     scores = tuning.scores()
@@ -34,25 +30,8 @@ def write_outcome(tuning: "Tuning", done: Progress, inputs: dict[str, Any]) -> N
         for name in scores["after"]
     }
     predicted, measured = tuning.plan.peak, trained["tensor_bytes"]
-    result_files = {
-        file.relative_to(out).as_posix(): sha256_file(file)
-        for file in sorted(tuning.result.glob("*.safetensors"))
-    }
-    write_json(
-        out / "manifest.json",
-        {
-            "hone": metadata.version("hone-llm"),
-            "inputs": inputs,
-            "outputs": result_files,
-            "stages": done.stages,
-            "machine": {
-                "threads": torch.get_num_threads(),
-                "system": f"{platform.system()} {platform.machine()}",
-                "python": platform.python_version(),
-            },
-            "libraries": {name: metadata.version(name) for name in _LIBRARIES},
-        },
-    )
+    manifest = run_manifest(out, inputs, sorted(tuning.result.glob("*.safetensors")), done)
+    write_json(out / "manifest.json", manifest)
     with atomic_path(out / "metrics.jsonl") as temporary:
         shutil.copyfile(out / "train" / "metrics.jsonl", temporary)
     metrics = read_metrics(out / "metrics.jsonl")
@@ -82,7 +61,7 @@ def write_outcome(tuning: "Tuning", done: Progress, inputs: dict[str, Any]) -> N
                     for name in ("skipped_empty", "skipped_bad", "skipped_overflow")
                 },
                 "notes": {str(n): note for n, note in enumerate(tuning.data.notes, 1)},
-                "outputs": result_files,
+                "outputs": manifest["outputs"],
             },
             next_commands=next_commands(tuning),
         ),

@@ -12,10 +12,8 @@ a step, the model's own included.
 """
 
 import argparse
-import multiprocessing
 import random
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,6 +23,7 @@ from pathlib import Path
 
 import torch
 from machine import measure
+from turns import Turns
 
 from hone.adapters import LoraConfig, add_adapter
 from hone.kernels import keep_freed_memory
@@ -154,35 +153,19 @@ def contender(connection: Connection, name: str, job: Job) -> None:
 
 def race(names: list[str], job: Job, repeats: int) -> None:
     """Start every contender, let them step in turn, and print what they did."""
-    context = multiprocessing.get_context("spawn")
-    lines, processes, started = [], [], []
-    for name in names:
-        here, there = context.Pipe()
-        process = context.Process(target=contender, args=(there, name, job), daemon=True)
-        process.start()
-        there.close()
-        print(f"starting {name} ...", file=sys.stderr, flush=True)
-        started.append(here.recv())
-        lines.append(here)
-        processes.append(process)
-    seconds: list[list[float]] = [[] for _ in names]
-    for _ in range(repeats):
-        for line, taken in zip(lines, seconds, strict=True):
-            line.send(True)
-            taken.append(line.recv())
-    for line, process in zip(lines, processes, strict=True):
-        line.send(False)
-        process.join()
+    turns = Turns(contender, names, job)
+    seconds = turns.step(repeats)
+    turns.end()
     tokens = sum(job.lengths)
     rates = [tokens / statistics.median(taken) for taken in seconds]
     print("| | tokens/s | to peft | peak memory | to peft | first loss |")
     print("|---|---|---|---|---|---|")
     for i, name in enumerate(names):
         peer = names.index("peft" + name[4:])
-        loss, peak = started[i]
+        loss, peak = turns.started[i]
         print(
             f"| {name} | {rates[i]:,.0f} | {rates[i] / rates[peer]:.2f}x | {peak / 1e6:,.0f} MB "
-            f"| {peak / started[peer][1]:.2f}x | {loss:.4f} |"
+            f"| {peak / turns.started[peer][1]:.2f}x | {loss:.4f} |"
         )
 
 

@@ -11,10 +11,8 @@ whichever is faster, measured in the same run.
 """
 
 import argparse
-import multiprocessing
 import random
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,6 +22,7 @@ from pathlib import Path
 
 import torch
 from machine import Machine, measure
+from turns import Turns
 
 from hone.kernels import keep_freed_memory, preferred_dtype
 from hone.models import CausalLM, ModelConfig, load_model, save_checkpoint
@@ -139,28 +138,12 @@ def contender(connection: Connection, name: str, job: Job) -> None:
 
 def race(names: list[str], job: Job, repeats: int, flops: float, machine: Machine) -> list[Outcome]:
     """Start every contender, then let them step in turn."""
-    context = multiprocessing.get_context("spawn")
-    lines, processes, started = [], [], []
-    for name in names:
-        here, there = context.Pipe()
-        process = context.Process(target=contender, args=(there, name, job), daemon=True)
-        process.start()
-        there.close()
-        print(f"starting {name} ...", file=sys.stderr, flush=True)
-        started.append(here.recv())
-        lines.append(here)
-        processes.append(process)
-    seconds: list[list[float]] = [[] for _ in names]
-    for _ in range(repeats):
-        for line, taken in zip(lines, seconds, strict=True):
-            line.send(True)
-            taken.append(line.recv())
-    for line, process in zip(lines, processes, strict=True):
-        line.send(False)
-        process.join()
+    turns = Turns(contender, names, job)
+    seconds = turns.step(repeats)
+    turns.end()
     tokens = sum(job.lengths)
     outcomes = []
-    for name, (start, loss), taken in zip(names, started, seconds, strict=True):
+    for name, (start, loss), taken in zip(names, turns.started, seconds, strict=True):
         median = statistics.median(taken)
         share = flops / median / (machine.best_gflops * 1e9)
         outcomes.append(Outcome(name, start, loss, median, tokens / median, share))

@@ -300,6 +300,25 @@ def test_savers_are_chosen_when_memory_is_short(decoder, chats, tmp_path):
     assert "memory" in {n: r for n, _, r in tight.choices.rows()}["micro batches"]
 
 
+def test_a_run_goes_on_as_it_began_whatever_is_free_today(decoder, chats, tmp_path, monkeypatch):
+    from hone.recipes.finetune import tuning
+
+    changes = {"steps": 2, "tokens_per_step": 2000}
+    began = tune(decoder, chats, tmp_path / "run", **changes)
+    assert began.choices["micro_batches"] == 1
+    began.run()
+    monkeypatch.setattr(tuning, "memory_budget", lambda *_: began.plan.peak * 3 // 4)
+    monkeypatch.setattr("hone.recipes.forecast.memory_budget", lambda *_: began.plan.peak * 3 // 4)
+    elsewhere = tune(decoder, chats, tmp_path / "other", **changes)
+    assert elsewhere.choices["micro_batches"] > 1, "less memory is another way"
+    with pytest.raises(CapacityError):
+        tune(decoder, chats, tmp_path / "run", **changes).choices  # noqa: B018
+    anew = Tuning(
+        options(decoder, chats, learning_rate=5e-3, **changes), tmp_path / "run", fresh=True
+    )
+    assert anew.choices["micro_batches"] > 1
+
+
 def test_prompts_are_continued_along_the_way(decoder, chats, tmp_path):
     tune(decoder, chats, tmp_path / "run", steps=5, prompts=("사과",)).run()
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hone.core.errors import RequestError
-from hone.engine.sampling import Sampler, SamplingParams, draw, penalise, restrict
+from hone.engine.params import SamplingParams
+from hone.engine.sampler import Sampler, draw, penalise, restrict
 
 
 @pytest.mark.smoke

@@ -19,7 +19,8 @@ from torch import Tensor
 from hone.core.errors import CheckpointError, RequestError
 from hone.engine.cache import RowCache
 from hone.engine.invariance import RowCounts, pad_rows
-from hone.engine.sampling import Sampler, SamplingParams
+from hone.engine.params import SamplingParams
+from hone.engine.sampler import Sampler
 from hone.engine.sources import AnswerTokens, read_sources
 from hone.engine.text_stream import TextStream
 from hone.models import CausalLM, Rotary, Seq2SeqLM

@@ -15,7 +15,7 @@ from hone.core.files import read_json
 from hone.engine.adapted import find_model, load_adapted
 from hone.engine.generate import Finished, GenerationResult, Generator, Stream, generate
 from hone.engine.invariance import RowCounts, safe_row_counts
-from hone.engine.sampling import SamplingParams
+from hone.engine.params import SamplingParams
 from hone.engine.sources import AnswerTokens, answer_tokens
 from hone.kernels import preferred_dtype
 from hone.models import (

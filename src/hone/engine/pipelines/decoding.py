@@ -9,7 +9,7 @@ import torch
 
 from hone.core.errors import CheckpointError, DataError, RequestError
 from hone.core.files import read_json
-from hone.engine.sampling import SamplingParams
+from hone.engine.params import SamplingParams
 from hone.models import ModelConfig
 
 # What the engine computes.

@@ -27,11 +27,13 @@ class Sequence:
     Attributes:
         key: its number in the engine, never used twice.
         arrived: the order of arrival of its request.
+        since: when it arrived, in the engine's seconds.
         tokens: what the decoder reads and what was written after it.
         prompt_length: how many of ``tokens`` were not written by the model.
         source: what the encoder reads, of a model that has one.
         ends: tokens that end it.
         budget: most tokens that may be written.
+        sampler_key: its number in the sampler; -1 for none.
         computed: so many of ``tokens`` have keys and values in ``blocks``.
         blocks, source_blocks: its block tables.
         slot: its row of the states of layers that are no attention.
@@ -46,12 +48,13 @@ class Sequence:
     request: Request
     index: int
     arrived: int
+    since: float
     tokens: list[int]
     prompt_length: int
     source: tuple[int, ...] = ()
     ends: frozenset[int] = frozenset()
     budget: int = 0
-    last: int | None = None
+    sampler_key: int = -1
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
     source_blocks: list[int] = field(default_factory=list)

@@ -1,0 +1,88 @@
+"""When waiting requests may join those that run: in batches, or at any step.
+
+``static`` and ``dynamic`` batching are what servers did before Orca (Yu et al. 2022, section 3.1)
+scheduled single steps, which is ``continuous``; they are here to be compared with.
+"""
+
+from typing import Literal, Protocol, get_args
+
+from hone.core.errors import ConfigError
+from hone.core.nearest import nearest
+
+PolicyName = Literal["continuous", "dynamic", "static"]
+
+
+class Policy(Protocol):
+    """Says whether the next in line may start now."""
+
+    def admits(self, now: float, running: int, waiting: int, oldest: float) -> bool:
+        """Whether one of ``waiting``, the first of which came at ``oldest``, may join ``running``
+        others.
+        """
+
+    def admitted(self) -> None:
+        """One has joined."""
+
+    def delay(self, now: float, running: int, waiting: int, oldest: float) -> float:
+        """Seconds until :meth:`admits` may change its mind with nothing new; 0 for now."""
+
+
+class Continuous:
+    """Whoever finds room starts."""
+
+    def admits(self, now: float, running: int, waiting: int, oldest: float) -> bool:
+        """Always."""
+        return True
+
+    def admitted(self) -> None:
+        """Nothing to note."""
+
+    def delay(self, now: float, running: int, waiting: int, oldest: float) -> float:
+        """None."""
+        return 0.0
+
+
+class Batches:
+    """A batch starts when the one before has ended, to its last member, and takes ``most``; it
+    waits up to ``wait_s`` for these to come.
+    """
+
+    def __init__(self, most: int, wait_s: float) -> None:
+        """No batch runs yet."""
+        self._most, self._wait_s = most, wait_s
+        self._left = 0
+
+    def admits(self, now: float, running: int, waiting: int, oldest: float) -> bool:
+        """While the batch is being filled."""
+        if not running and not self._left and self._ready(now, waiting, oldest):
+            self._left = min(self._most, waiting)
+        self._left = min(self._left, waiting)
+        return self._left > 0
+
+    def admitted(self) -> None:
+        """One place less."""
+        self._left -= 1
+
+    def delay(self, now: float, running: int, waiting: int, oldest: float) -> float:
+        """Until the batch has waited long enough."""
+        if running or self._left or not waiting or self._ready(now, waiting, oldest):
+            return 0.0
+        return oldest + self._wait_s - now
+
+    def _ready(self, now: float, waiting: int, oldest: float) -> bool:
+        return waiting >= self._most or (waiting > 0 and now - oldest >= self._wait_s)
+
+
+def make_policy(name: str, most: int, wait_s: float) -> Policy:
+    """The policy ``name`` for batches of ``most``.
+
+    Raises:
+        ConfigError: there is no such policy.
+    """
+    if name == "continuous":
+        return Continuous()
+    if name == "static":
+        return Batches(most, 0.0)
+    if name == "dynamic":
+        return Batches(most, wait_s)
+    raise ConfigError(f"There is no batching policy {name!r}. {nearest(name, get_args(PolicyName))}")

@@ -8,6 +8,7 @@ from typing import Literal, Protocol, get_args
 
 from hone.core.errors import ConfigError
 from hone.core.nearest import nearest
+from hone.engine.waiting import WaitingLine
 
 PolicyName = Literal["continuous", "dynamic", "static"]
 
@@ -15,29 +16,27 @@ PolicyName = Literal["continuous", "dynamic", "static"]
 class Policy(Protocol):
     """Says whether the next in line may start now."""
 
-    def admits(self, now: float, running: int, waiting: int, oldest: float) -> bool:
-        """Whether one of ``waiting``, the first of which came at ``oldest``, may join ``running``
-        others.
-        """
+    def admits(self, now: float, running: int, waiting: WaitingLine) -> bool:
+        """Whether the first of ``waiting`` may join ``running`` others."""
 
     def admitted(self) -> None:
         """One has joined."""
 
-    def delay(self, now: float, running: int, waiting: int, oldest: float) -> float:
+    def delay(self, now: float, running: int, waiting: WaitingLine) -> float:
         """Seconds until :meth:`admits` may change its mind with nothing new; 0 for now."""
 
 
 class Continuous:
     """Whoever finds room starts."""
 
-    def admits(self, now: float, running: int, waiting: int, oldest: float) -> bool:
+    def admits(self, now: float, running: int, waiting: WaitingLine) -> bool:
         """Always."""
         return True
 
     def admitted(self) -> None:
         """Nothing to note."""
 
-    def delay(self, now: float, running: int, waiting: int, oldest: float) -> float:
+    def delay(self, now: float, running: int, waiting: WaitingLine) -> float:
         """None."""
         return 0.0
 
@@ -52,25 +51,25 @@ class Batches:
         self._most, self._wait_s = most, wait_s
         self._left = 0
 
-    def admits(self, now: float, running: int, waiting: int, oldest: float) -> bool:
+    def admits(self, now: float, running: int, waiting: WaitingLine) -> bool:
         """While the batch is being filled."""
-        if not running and not self._left and self._ready(now, waiting, oldest):
-            self._left = min(self._most, waiting)
-        self._left = min(self._left, waiting)
+        if not running and not self._left and self._ready(now, waiting):
+            self._left = self._most
+        self._left = min(self._left, len(waiting))
         return self._left > 0
 
     def admitted(self) -> None:
         """One place less."""
         self._left -= 1
 
-    def delay(self, now: float, running: int, waiting: int, oldest: float) -> float:
+    def delay(self, now: float, running: int, waiting: WaitingLine) -> float:
         """Until the batch has waited long enough."""
-        if running or self._left or not waiting or self._ready(now, waiting, oldest):
+        if running or self._left or not waiting or self._ready(now, waiting):
             return 0.0
-        return oldest + self._wait_s - now
+        return waiting.oldest() + self._wait_s - now
 
-    def _ready(self, now: float, waiting: int, oldest: float) -> bool:
-        return waiting >= self._most or (waiting > 0 and now - oldest >= self._wait_s)
+    def _ready(self, now: float, waiting: WaitingLine) -> bool:
+        return len(waiting) >= self._most or now - waiting.oldest() >= self._wait_s
 
 
 def make_policy(name: str, most: int, wait_s: float) -> Policy:
@@ -85,4 +84,6 @@ def make_policy(name: str, most: int, wait_s: float) -> Policy:
         return Batches(most, 0.0)
     if name == "dynamic":
         return Batches(most, wait_s)
-    raise ConfigError(f"There is no batching policy {name!r}. {nearest(name, get_args(PolicyName))}")
+    raise ConfigError(
+        f"There is no batching policy {name!r}. {nearest(name, get_args(PolicyName))}"
+    )

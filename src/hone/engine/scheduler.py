@@ -59,6 +59,7 @@ class Scheduler:
         most_tokens: int,
         most_running: int,
         chunk_multiple: int = 1,
+        long_from: int | None = None,
     ) -> None:
         """Nothing runs.
 
@@ -66,17 +67,20 @@ class Scheduler:
             most_tokens: of a step.
             most_running: sequences at a time; other outputs of a running request come on top.
             chunk_multiple: a prompt is cut only at multiples of this.
+            long_from: from this length on, keys depend on the length of what they are part of;
+                None where they never do.
         """
         self.pool, self._policy = pool, policy
         self._most_tokens, self._most_running = most_tokens, most_running
-        self._chunk_multiple = chunk_multiple
+        self._chunk_multiple, self._long_from = chunk_multiple, long_from
         self.running: list[Sequence] = []
         self.waiting = WaitingLine()
         self.preemptions = 0
 
     def add(self, sequence: Sequence) -> None:
         """A new sequence waits."""
-        self.waiting.enter(sequence)
+        self.waiting.arrive(sequence)
+        self.waiting.push(sequence)
 
     def join(self, sequence: Sequence, parent: Sequence) -> None:
         """Another output of a request runs, on the blocks of the first."""
@@ -85,8 +89,7 @@ class Scheduler:
         sequence.blocks, sequence.source_blocks = [*parent.blocks], [*parent.source_blocks]
         sequence.computed, sequence.floor = parent.computed, parent.floor
         sequence.hashes, sequence.cached = [*parent.hashes], parent.cached
-        self.waiting.enter(sequence)
-        self.waiting.remove(sequence)
+        self.waiting.arrive(sequence)
         insort(self.running, sequence, key=lambda other: other.rank)
 
     def remove(self, sequence: Sequence) -> None:
@@ -100,8 +103,7 @@ class Scheduler:
 
     def delay(self, now: float) -> float:
         """Seconds until a step has something to do, if nothing new comes."""
-        waiting = len(self.waiting)
-        return self._policy.delay(now, len(self.running), waiting, self.waiting.oldest())
+        return self._policy.delay(now, len(self.running), self.waiting)
 
     def schedule(self, now: float) -> Schedule:
         """The next step; blocks for it are taken."""
@@ -134,8 +136,7 @@ class Scheduler:
             outputs = 1 + len(sequence.siblings)
             if self.running and len(self.running) + outputs > self._most_running:
                 return
-            waiting, oldest = len(self.waiting), self.waiting.oldest()
-            if not self._policy.admits(now, len(self.running), waiting, oldest):
+            if not self._policy.admits(now, len(self.running), self.waiting):
                 return
             source = 0 if sequence.source_blocks else len(sequence.source)
             if source > left and step.works:
@@ -192,7 +193,7 @@ class Scheduler:
         """Blocks that remember its beginning; at least one token is left to compute."""
         if not self.pool.sharing or sequence.request.embed:
             return []
-        salt = salt_of(sequence)
+        salt = self._salt(sequence)
         hashes = self.pool.hashes(sequence.tokens, sequence.hashes, salt)
         return self.pool.find(hashes, (len(sequence.tokens) - 1) // self.pool.size)
 
@@ -224,7 +225,7 @@ class Scheduler:
         first, end = before // size, sequence.computed // size
         if first < end:
             hashes = self.pool.hashes(
-                sequence.tokens[: end * size], sequence.hashes, salt_of(sequence)
+                sequence.tokens[: end * size], sequence.hashes, self._salt(sequence)
             )
             for number in range(first, end):
                 self.pool.remember(sequence.blocks[number], hashes[number])
@@ -247,9 +248,8 @@ class Scheduler:
         self.pool.release(sequence.source_blocks)
         sequence.blocks, sequence.source_blocks, sequence.computed = [], [], 0
 
-
-def salt_of(sequence: Sequence) -> bytes:
-    """What tells apart the keys and values of equal tokens: adapter, source, and rotary length."""
-    if sequence.adapter is None and not sequence.source and not sequence.floor:
-        return b""
-    return repr((sequence.adapter, sequence.source, sequence.floor)).encode()
+    def _salt(self, sequence: Sequence) -> bytes:
+        """What tells apart the keys and values of equal tokens."""
+        long = self._long_from is not None and sequence.floor >= self._long_from
+        told = (sequence.adapter, sequence.source, sequence.floor if long else 0)
+        return repr(told).encode() if any(told) else b""

@@ -24,15 +24,14 @@ class WaitingLine:
     def __len__(self) -> int:
         return self._count
 
-    def enter(self, sequence: Sequence) -> None:
-        """A new sequence of its owner begins to wait."""
+    def arrive(self, sequence: Sequence) -> None:
+        """A new sequence of its owner is there, to wait or to run at once."""
         owner = sequence.request.owner
         if not self._live[owner]:
             others = [self._served[name] for name, live in self._live.items() if live]
             if others:
                 self._served[owner] = max(self._served[owner], min(others))
         self._live[owner] += 1
-        self.push(sequence)
 
     def leave(self, sequence: Sequence) -> None:
         """A sequence is done, wherever it was."""
@@ -48,7 +47,7 @@ class WaitingLine:
         self._served[owner] += tokens
 
     def push(self, sequence: Sequence) -> None:
-        """``sequence`` waits, again or for the first time."""
+        """``sequence`` waits, for the first time or again."""
         line = self._lines.setdefault(sequence.request.priority, {})
         heap = line.setdefault(sequence.request.owner, [])
         heapq.heappush(heap, (sequence.rank, sequence.key, sequence))

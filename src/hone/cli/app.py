@@ -10,6 +10,7 @@ from rich.console import Console
 
 import hone
 from hone.cli.ask import ask
+from hone.cli.bench import bench
 from hone.cli.chat import chat
 from hone.cli.data import data
 from hone.cli.demo import demo
@@ -70,6 +71,7 @@ app.command("push")(push)
 app.command("runs")(runs)
 app.command("finetune")(finetune)
 app.add_typer(data, name="data")
+app.add_typer(bench, name="bench")
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ class EchoEngine:
 
     def __init__(self, delay, rows):
         self._delay, self._rows = delay, rows
-        self._requests, self._done = {}, {}
+        self._requests, self._done, self._open = {}, {}, {}
         self._stats = EngineStats(blocks=BLOCKS, free_blocks=BLOCKS)
 
     @property
@@ -33,9 +33,18 @@ class EchoEngine:
             raise RequestError("This prompt is refused; send another.")
         self._requests[request.id] = request
         self._done[request.id] = 0
+        self._open[request.id] = set(range(request.params.n))
 
-    def abort(self, request_id):
-        self._requests.pop(request_id, None)
+    def delay(self):
+        return 0.0
+
+    def abort(self, request_id, index=None):
+        if request_id not in self._requests:
+            return
+        open_ones = self._open[request_id]
+        open_ones.difference_update(open_ones if index is None else {index})
+        if not open_ones:
+            del self._requests[request_id]
 
     def step(self):
         time.sleep(self._delay)
@@ -64,11 +73,11 @@ class EchoEngine:
         token = request.prompt[at % len(request.prompt)]
         return [
             Delta(request.id, index, [token + index], finish_reason="length" if last else None)
-            for index in range(request.params.n)
+            for index in sorted(self._open[request.id])
         ]
 
     def stats(self):
-        held = sum(request.params.n for request in self._requests.values())
+        held = sum(len(self._open[name]) for name in self._requests)
         return replace(self._stats, running=len(self._requests), free_blocks=BLOCKS - held)
 
 

@@ -93,6 +93,25 @@ def test_a_reader_that_goes_away_frees_its_blocks(way):
     asyncio.run(main())
 
 
+def test_one_output_can_be_taken_back_and_the_others_go_on():
+    async def main():
+        async with running(delay=0.005) as client:
+            seen = {0: [], 1: [], 2: []}
+            async for delta in client.generate(request("a", (1, 2), 40, n=3)):
+                seen[delta.index] += delta.tokens
+                if len(seen[1]) >= 5:
+                    client.end_output("a", 1)
+                    client.end_output("a", 1)
+                    client.end_output("b", 0)
+            assert (len(seen[0]), len(seen[2])) == (40, 40)
+            assert 5 <= len(seen[1]) < 40
+            async for delta in client.generate(request("all", (1, 2), 10**6, n=2)):
+                client.end_output("all", delta.index)
+            await until(lambda: client.stats().free_blocks == BLOCKS)
+
+    asyncio.run(main())
+
+
 def test_a_slow_reader_gets_what_it_missed_in_one_piece_and_holds_up_nobody():
     async def main():
         async with running(delay=0.001) as client:

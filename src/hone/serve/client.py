@@ -52,7 +52,7 @@ class _Stream:
     """What arrived for a request and was not taken yet: at most one delta per output."""
 
     def __init__(self, request: Request) -> None:
-        self._open = 1 if request.embed else request.params.n
+        self._open = set(range(1 if request.embed else request.params.n))
         self._waiting: dict[int, Delta] = {}
         self._news = asyncio.Event()
         self._error: HoneError | None = None
@@ -60,7 +60,7 @@ class _Stream:
     @property
     def complete(self) -> bool:
         """The last delta of each output has arrived."""
-        return self._open == 0
+        return not self._open
 
     @property
     def taken(self) -> bool:
@@ -68,32 +68,42 @@ class _Stream:
         return self.complete and not self._waiting
 
     def push(self, delta: Delta) -> None:
+        if delta.index not in self._open:
+            return  # computed before the engine heard that nobody waits for it
         if delta.finish_reason is not None or delta.embedding is not None:
-            self._open -= 1
+            self._open.discard(delta.index)
         before = self._waiting.get(delta.index)
         if before is None:
             self._waiting[delta.index] = delta
         else:
             before.tokens.extend(delta.tokens)
             before.logprobs.extend(delta.logprobs)
-            before.finish_reason = delta.finish_reason
+            before.finish_reason, before.error = delta.finish_reason, delta.error
             before.cached = max(before.cached, delta.cached)
         self._news.set()
+
+    def end(self, index: int) -> bool:
+        """Nobody waits for this output any more; False where it has ended."""
+        if index not in self._open:
+            return False
+        self._open.discard(index)
+        self._waiting.pop(index, None)
+        self._news.set()
+        return True
 
     def fail(self, error: HoneError) -> None:
         self._error = error
         self._news.set()
 
     async def take(self) -> list[Delta]:
-        """What has arrived, at least something; raises the error of the request behind it."""
+        """What has arrived since; raises the error of the request behind it."""
         await self._news.wait()
-        if self._waiting:
-            deltas, self._waiting = list(self._waiting.values()), {}
-            if self._error is None:
-                self._news.clear()
-            return deltas
-        assert self._error is not None
-        raise self._error
+        if self._error is None:
+            self._news.clear()
+        elif not self._waiting:
+            raise self._error
+        deltas, self._waiting = list(self._waiting.values()), {}
+        return deltas
 
 
 class EngineClient:
@@ -183,6 +193,12 @@ class EngineClient:
                 self._announce()
                 if not stream.complete:
                     self._send(Abort(request.id))
+
+    def end_output(self, request_id: str, index: int) -> None:
+        """Take back one output of a request, e.g. because a stop string was met in it."""
+        stream = self._streams.get(request_id)
+        if stream is not None and stream.end(index):
+            self._send(Abort(request_id, index))
 
     async def drain(self, seconds: float) -> None:
         """Take no more requests, wait up to ``seconds`` for those under way, then stop."""

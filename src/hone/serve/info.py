@@ -10,7 +10,11 @@ class ModelInfo:
     Attributes:
         name: what clients call it.
         context: most tokens of a prompt and its output together.
+        longest_prompt: most tokens of a prompt; None where there is no bound.
         vocabulary: number of token ids.
+        end_ids: the tokens that end an output.
+        answer_start: the token that outputs of a model with an encoder continue; None elsewhere,
+            where they continue the prompt.
         generates: it continues texts.
         embeds: it computes embeddings.
         adapters: names of the LoRA adapters that a request can choose.
@@ -29,6 +33,9 @@ class ModelInfo:
     name: str
     context: int
     vocabulary: int
+    longest_prompt: int | None = None
+    end_ids: tuple[int, ...] = ()
+    answer_start: int | None = None
     generates: bool = True
     embeds: bool = False
     adapters: tuple[str, ...] = ()

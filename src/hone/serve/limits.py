@@ -80,40 +80,32 @@ class Bounds:
                 f"This asks for {count} outputs; ask for at most {self.samples} in one call.",
             )
 
-    def check_prompt(self, tokens: int, context: int) -> None:
-        """Raises :class:`Refusal` 400 for a prompt that the model or ``prompt_tokens`` forbids.
+    def check_prompt(self, tokens: int, longest: int | None) -> None:
+        """Raises :class:`Refusal` 400 for a prompt over ``longest`` or ``prompt_tokens``.
 
         The code is the one that clients of OpenAI's look for when they shorten a conversation.
         """
-        most = min(context - 1, self.prompt_tokens or context)
-        if tokens > most:
+        bounds = [most for most in (longest, self.prompt_tokens) if most is not None]
+        if bounds and tokens > min(bounds):
             raise Refusal(
                 400,
                 "context_length_exceeded",
-                f"The prompt has {tokens:,} tokens; the most here is {most:,}. Shorten it.",
+                f"The prompt has {tokens:,} tokens; the most here is {min(bounds):,}. Shorten it.",
             )
 
-    def output_budget(self, asked: int | None, prompt: int, context: int) -> int:
-        """How many tokens an output may have: as asked, or as many as there is room for.
-
-        Args:
-            asked: ``max_tokens`` of the request; None for as many as possible.
-            prompt: tokens of the prompt, which :meth:`check_prompt` let pass.
-            context: most tokens of a prompt and its output together.
+    def check_output(self, asked: int | None) -> int | None:
+        """``max_tokens`` of a request within ``output_tokens``, which is what None becomes.
 
         Raises:
-            Refusal: 400, more were asked for than ``output_tokens``.
+            Refusal: 400, more were asked for.
         """
-        room = context - prompt
-        if self.output_tokens is None:
-            return room if asked is None else min(asked, room)
-        if asked is not None and asked > self.output_tokens:
-            raise Refusal(
-                400,
-                "too_many_tokens",
-                f"max_tokens is {asked:,}; ask for at most {self.output_tokens:,}.",
-            )
-        return min(asked or self.output_tokens, self.output_tokens, room)
+        if asked is None or self.output_tokens is None or asked <= self.output_tokens:
+            return self.output_tokens if asked is None else asked
+        raise Refusal(
+            400,
+            "too_many_tokens",
+            f"max_tokens is {asked:,}; ask for at most {self.output_tokens:,}.",
+        )
 
     def too_slow(self) -> Refusal:
         """The 408 of a request that took longer than ``seconds``."""

@@ -42,9 +42,10 @@ class Add:
 
 @dataclass(frozen=True, slots=True)
 class Abort:
-    """To the engine: nobody waits for this request any more."""
+    """To the engine: nobody waits for this request any more, or for this one of its outputs."""
 
     request: str
+    index: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

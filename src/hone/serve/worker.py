@@ -37,8 +37,11 @@ class Engine(Protocol):
     def add(self, request: Request) -> None:
         """Queue a request; raises :class:`RequestError` if it cannot be served."""
 
-    def abort(self, request_id: str) -> None:
-        """Forget a request; one that is not known is none to forget."""
+    def delay(self) -> float:
+        """Seconds that may pass before the next step without loss, if nothing new comes."""
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """Forget a request, or one of its outputs; one that is not known is none to forget."""
 
     def step(self) -> list[Delta]:
         """Compute a little; returns what it brought."""
@@ -70,13 +73,16 @@ def main(connection: socket.socket) -> int:
         except OSError:
             os._exit(0)  # nobody is there
 
+    loaded = False
     try:
         engine, info = _load(settings)
+        loaded = True
         send(Ready(info, engine.stats()))
         _serve(engine, inbox, send)
-    except HoneError as error:
-        send(Failed(str(error), hopeless=True))
-    except Exception as error:  # noqa: BLE001 - the parent is told, and starts another process
+    except Exception as error:  # noqa: BLE001 - the parent is told, and may start another process
+        if isinstance(error, HoneError) and not loaded:
+            send(Failed(str(error), hopeless=True))
+            return 1
         if os.environ.get("HONE_DEBUG"):
             traceback.print_exc()
         place = traceback.extract_tb(error.__traceback__)[-1]
@@ -120,6 +126,10 @@ def _serve(
             handled += 1
         if not engine.busy:
             continue
+        if (delay := engine.delay()) > 0 and (news := _wait(inbox, delay)) is not None:
+            _handle(engine, news, send)
+            handled += 1
+            continue
         deltas = engine.step()
         now = time.monotonic()
         due = now - told >= _STATS_EVERY
@@ -129,9 +139,16 @@ def _serve(
             send(Step(deltas, handled, True, stats))
 
 
+def _wait(inbox: "queue.SimpleQueue[Message]", seconds: float) -> Message | None:
+    try:
+        return inbox.get(timeout=seconds)
+    except queue.Empty:
+        return None
+
+
 def _handle(engine: Engine, message: Any, send: Callable[[Message], None]) -> None:
     if isinstance(message, Abort):
-        engine.abort(message.request)
+        engine.abort(message.request, message.index)
         return
     assert isinstance(message, Add)
     try:

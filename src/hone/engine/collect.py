@@ -45,14 +45,17 @@ class Collector:
         params: SamplingParams,
         opening: Sequence[int],
         ends: frozenset[int] = frozenset(),
+        shows: bool = True,
     ) -> None:
         """Nothing has come yet.
 
         Args:
             opening: what the outputs continue.
             ends: the model's own end-of-sequence tokens, which are no text.
+            shows: text is wanted as it comes, not only at the end.
         """
         self._params = params
+        self._shows = shows or bool(params.stop)
         self._ends = set(params.stop_token_ids) | (set() if params.ignore_eos else set(ends))
         self._outputs = [
             _Output(TextStream(tokenizer, opening, params.stops)) for _ in range(params.n)
@@ -68,26 +71,32 @@ class Collector:
         output = self._outputs[delta.index]
         if output.finish_reason is not None:  # it came while the engine was being told
             return Piece(delta.index, "", [], [], output.finish_reason)
-        first, shown = len(output.tokens), []
+        first, shown = len(output.tokens), [""]
         for token in delta.tokens:
             output.tokens.append(token)
-            if token in self._ends and delta.finish_reason == "stop":
-                continue
-            may_stop = len(output.tokens) > self._params.min_tokens
-            shown.append(output.text.push((token,), may_stop))
+            if token in self._ends and delta.finish_reason is not None:
+                continue  # what ended the output is no text
+            if self._shows:
+                shown.append(output.text.push((token,), self._may_stop(output)))
             if output.text.stopped:
                 output.finish_reason = "stop"
                 break
         stop = output.finish_reason is not None and delta.finish_reason is None
         if output.finish_reason is None and delta.finish_reason is not None:
             output.finish_reason = delta.finish_reason
-            shown.append(output.text.finish(len(output.tokens) > self._params.min_tokens))
+            if not self._shows:
+                ended = output.tokens and output.tokens[-1] in self._ends
+                output.text.push(output.tokens[:-1] if ended else output.tokens)
+            shown.append(output.text.finish(self._may_stop(output)))
             if output.text.stopped:
                 output.finish_reason = "stop"
         tokens = output.tokens[first:]
         logprobs = delta.logprobs[: len(tokens)]
         output.logprobs.extend(logprobs)
         return Piece(delta.index, "".join(shown), tokens, logprobs, output.finish_reason, stop)
+
+    def _may_stop(self, output: _Output) -> bool:
+        return len(output.tokens) > self._params.min_tokens
 
     def text(self, index: int = 0) -> str:
         """What was released of an output so far."""

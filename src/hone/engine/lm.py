@@ -13,8 +13,10 @@ import hone.quant  # noqa: F401 - makes quantized checkpoints readable
 from hone.core.errors import CheckpointError, DataError, RequestError
 from hone.core.files import read_json
 from hone.engine.adapted import find_model, load_adapted
-from hone.engine.generate import Finished, GenerationResult, Generator, Stream, generate
+from hone.engine.engine import Engine
+from hone.engine.generate import Finished, GenerationResult, Generator, Stream, run
 from hone.engine.invariance import RowCounts, safe_row_counts
+from hone.engine.options import EngineOptions
 from hone.engine.params import SamplingParams
 from hone.engine.sources import AnswerTokens, answer_tokens
 from hone.kernels import preferred_dtype
@@ -50,6 +52,7 @@ class LM:
         end_ids: the tokens that end an output.
         exact: outputs do not depend on what else is in the batch; see :func:`load`.
         answer: what frames the outputs of a model with an encoder; None for any other.
+        options: of the engine that computes.
     """
 
     path: Path
@@ -59,8 +62,12 @@ class LM:
     end_ids: frozenset[int]
     exact: bool
     answer: AnswerTokens | None = None
+    options: EngineOptions = field(default_factory=EngineOptions)
     # Per number of threads, on which the answer depends.
     _row_counts: dict[int, RowCounts | None] = field(default_factory=dict, repr=False)
+    # The engine that is kept from call to call with what it remembers of prompts, and for which
+    # weights and number of threads; taken out while it is in use.
+    _kept: list[tuple[Any, Engine]] = field(default_factory=list, repr=False)
 
     def generate(
         self,
@@ -92,17 +99,24 @@ class LM:
             every = list(params)
             if len(every) != len(ids):
                 raise RequestError(f"There are {len(ids)} prompts and {len(every)} params.")
+        if not ids:
+            return []
+        opening = None if self.answer is None else (self.answer.start,)
+        state = (torch.get_num_threads(), _weights_state(self.model))
+        engine = self._kept.pop()[1] if self._kept and self._kept[0][0] == state else self.engine()
+        results = run(engine, self.tokenizer, ids, every, self.end_ids, opening, stream, finished)
+        self._kept[:] = [(state, engine)]
+        return results
+
+    def engine(self, options: EngineOptions | None = None) -> Engine:
+        """A new engine for the model, e.g. to serve requests as they come.
+
+        Raises:
+            CapacityError: there is no memory for its cache.
+        """
         counts = (self.row_counts() if self.exact else None) or ()
-        return generate(
-            self.model,
-            self.tokenizer,
-            ids,
-            every,
-            self.end_ids,
-            stream,
-            finished,
-            counts,
-            self.answer,
+        return Engine(
+            self.model, self.tokenizer, self.end_ids, self.answer, counts, options or self.options
         )
 
     def row_counts(self) -> RowCounts | None:
@@ -175,6 +189,7 @@ def load(
     dtype: str = "auto",
     device: str | torch.device = "cpu",
     exact: bool | None = None,
+    options: EngineOptions | None = None,
 ) -> LM:
     """Read a checkpoint, quantized or not, the checkpoint of a run, or an adapter with its base.
 
@@ -233,7 +248,24 @@ def load(
         generation = _generation_config(adapter) or generation
     end_ids = _end_ids(generation or {}, config, tokenizer)
     answer = answer_tokens(config, generation) if answers else None
-    return LM(adapter or directory, model.config, tokenizer, model, end_ids, exact, answer)
+    return LM(
+        adapter or directory,
+        model.config,
+        tokenizer,
+        model,
+        end_ids,
+        exact,
+        answer,
+        options or EngineOptions(),
+    )
+
+
+def _weights_state(model: Model) -> tuple[tuple[int, int], ...]:
+    """Changes when a weight is exchanged or written to: then nothing computed is of use."""
+    return tuple(
+        (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+        for weight in (*model.parameters(), *model.buffers())
+    )
 
 
 def _generation_config(directory: Path) -> dict[str, Any] | None:

@@ -5,8 +5,8 @@ from typing import Literal
 
 from hone.engine.params import SamplingParams
 
-# "abort": taken back by whoever asked, or ended because it took too long.
-FinishReason = Literal["stop", "length", "abort"]
+# "abort": taken back by whoever asked, or ended because it took too long. "error": it cannot go on.
+FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,7 @@ class Delta:
         logprobs: of each new token, when asked for.
         finish_reason: set with the last delta of the output.
         cached: tokens of the prompt that were found in the cache; known with the first delta.
+        error: with the reason "error", what is wrong, in a sentence.
         embedding: of a request with ``embed``, unnormalised, with its only delta.
     """
 
@@ -61,6 +62,7 @@ class Delta:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     cached: int = 0
+    error: str = ""
     embedding: list[float] | None = None
 
 

@@ -41,7 +41,8 @@ class Sequence:
         draft: what is guessed to come after ``tokens``.
         cached: tokens of the prompt that were found in the cache.
         hashes: of its full blocks, as far as known.
-        siblings: outputs of the same request that begin when the prompt is read.
+        siblings: outputs of the same request that begin when it has read the prompt.
+        leader: of such an output, the one that reads.
     """
 
     key: int
@@ -64,6 +65,7 @@ class Sequence:
     cached: int = -1
     hashes: list[bytes] = field(default_factory=list)
     siblings: list["Sequence"] = field(default_factory=list)
+    leader: "Sequence | None" = None
     finish_reason: FinishReason | None = None
 
     @property

@@ -1,6 +1,7 @@
 """What the processor at hand computes fastest, and how its memory is reused."""
 
 import ctypes
+import os
 import sys
 
 import torch
@@ -37,3 +38,17 @@ def keep_freed_memory() -> bool:
         return False
     kept = mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     return bool(kept)
+
+
+def free_memory(device: torch.device | str = "cpu") -> int:
+    """Bytes that a program may still take there."""
+    if torch.device(device).type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            found = dict(line.split(":", 1) for line in file)
+        limits.append(int(found["MemAvailable"].split()[0]) * 1024)
+    except (OSError, KeyError, ValueError):
+        pass  # no such file outside Linux: the machine's memory is what is known
+    return min(limits)

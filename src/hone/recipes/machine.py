@@ -1,6 +1,5 @@
 """The device that a run computes on, and what it has free."""
 
-import os
 from dataclasses import replace
 
 from hone.core.errors import ConfigError
@@ -32,22 +31,9 @@ def find_device(name: str) -> str:
 
 def memory_budget(device: str, asked: int | None = None) -> int:
     """Bytes that a run may take: those asked for, or most of what is free."""
-    return asked or int(_free_memory(device) * _SHARE_OF_MEMORY)
+    from hone.kernels.device import free_memory
 
-
-def _free_memory(device: str) -> int:
-    import torch
-
-    if torch.device(device).type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            found = dict(line.split(":", 1) for line in file)
-        limits.append(int(found["MemAvailable"].split()[0]) * 1024)
-    except (OSError, KeyError, ValueError):
-        pass  # no such file outside Linux: the machine's memory is what is known
-    return min(limits)
+    return asked or int(free_memory(device) * _SHARE_OF_MEMORY)
 
 
 def device_name(device: str) -> str:

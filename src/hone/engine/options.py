@@ -1,0 +1,58 @@
+"""How an engine is set up; nothing here needs torch."""
+
+from dataclasses import dataclass
+
+from hone.core.errors import ConfigError
+from hone.engine.policies import PolicyName
+
+CACHE_DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """Bounds and choices of one engine.
+
+    Attributes:
+        max_running: sequences that are computed at a time.
+        max_batch_tokens: tokens of one step.
+        cache_bytes: memory for keys and values; None for what all of ``max_running`` could need,
+            and at most a third of what is free.
+        cache_dtype: of keys and values; "auto" is what the model computes in.
+        block_size: positions of a block.
+        prefix_sharing: prompts that begin alike share blocks, and are read once.
+        policy: when waiting requests may start; see ``policies``.
+        wait_s: how long ``dynamic`` batches wait to be filled.
+        speculation: "ngram", "draft:PATH" or "medusa:PATH"; None guesses nothing.
+        speculation_length: most tokens that are guessed at a time.
+
+    Raises:
+        ConfigError: a value cannot be.
+    """
+
+    max_running: int = 64
+    max_batch_tokens: int = 2048
+    cache_bytes: int | None = None
+    cache_dtype: str = "auto"
+    block_size: int = 32
+    prefix_sharing: bool = True
+    policy: PolicyName = "continuous"
+    wait_s: float = 0.02
+    speculation: str | None = None
+    speculation_length: int = 8
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("max_running", 1),
+            ("max_batch_tokens", 16),
+            ("block_size", 1),
+            ("speculation_length", 1),
+        ):
+            if getattr(self, name) < least:
+                found = getattr(self, name)
+                raise ConfigError(f"{name} is {found}; give a whole number of {least} or more.")
+        if self.cache_dtype not in CACHE_DTYPES:
+            raise ConfigError(
+                f"cache_dtype is {self.cache_dtype!r}; choose one of {', '.join(CACHE_DTYPES)}."
+            )
+        if self.wait_s < 0:
+            raise ConfigError(f"wait_s is {self.wait_s}; give seconds of 0 or more.")

@@ -8,49 +8,28 @@ heads, C = H + 2K, D head size.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, groupby, pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hone.core.errors import CapacityError
-from hone.kernels import AttentionRule, Bias, split_heads
-from hone.kernels.attention import attention
-from hone.kernels.paged import gather_blocks
+from hone.engine.paged_plan import Long, Plan, Planner, Row, send
+from hone.engine.paged_states import States
+from hone.kernels import AttentionRule, Bias, attention, split_heads
+from hone.kernels.paged import added_scores, chunk_attention, steady_rows, tile_attention
+from hone.kernels.paged_pool import Pool
 from hone.models import ModelConfig
 
+__all__ = ["PagedCache", "Row"]
 
-@dataclass(slots=True)
-class Row:
-    """What a pass brings of one sequence.
-
-    Attributes:
-        table: its blocks, in the order of positions, with room for the new tokens too.
-        held: positions that the cache holds.
-        new: tokens of the pass; they lie in the slots behind those held, in their order.
-        parents: of a tree, the parent of each new token among the new ones, which stands before
-            it; -1 for what is held. None for a chain.
-        source_table, source_length: the blocks of its source, and its length.
-        slot: its place in the pools of states.
-    """
-
-    table: list[int]
-    held: int
-    new: int
-    parents: list[int] | None = None
-    source_table: list[int] = field(default_factory=list)
-    source_length: int = 0
-    slot: int = 0
-
-    def depths(self) -> list[int]:
-        """How far behind what is held each new token stands."""
-        if self.parents is None:
-            return list(range(self.new))
-        depths: list[int] = []
-        for parent in self.parents:
-            depths.append(0 if parent < 0 else depths[parent] + 1)
-        return depths
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int8": torch.int8,
+}
 
 
 class PagedCache:
@@ -66,37 +45,94 @@ class PagedCache:
         exact: bool = True,
         slots: int = 0,
     ) -> None:
-        self._config, self._device, self.exact = config, torch.device(device), exact
-        self.block_size = block_size
-        self._dtype = dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype)
-        self._slots = slots
+        """A cache of empty blocks and slots.
+
+        Args:
+            blocks: in each pool, block 0 included.
+            block_size: positions of a block; a multiple of 16 where bits matter.
+            dtype: of keys and values, or its name; ``"int8"`` keeps a scale per token and head.
+            exact: a token's bits depend on its own sequence only, not on what else is in a pass,
+                how prompts are cut, where blocks lie, or what was guessed ahead. Otherwise
+                attention takes whatever way is fastest.
+            slots: sequences whose states can be kept, for models that have states.
+
+        Raises:
+            CapacityError: there is no memory for the pools.
+        """
+        self._config, self._device = config, torch.device(device)
+        self.block_size, self.exact = block_size, exact
+        self._dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
         layers = config.num_hidden_layers if config.mixer == "attention" else 0
-        shape = (blocks, config.num_key_value_heads, block_size, config.head_dim)
-        self._pools = [
-            (_allocate(shape, self._dtype, device), _allocate(shape, self._dtype, device))
-            for _ in range(layers)
-        ]
-        self._states: dict[int, tuple[Tensor, ...]] = {}
+        self._pools = [(self._pool(blocks), self._pool(blocks)) for _ in range(layers)]
+        self.states = States(slots, self._device)
         self._rows: list[Row] = []
-        self._source_new: list[int] = []
 
     @staticmethod
     def block_bytes(config: ModelConfig, block_size: int, dtype: torch.dtype | str) -> int:
-        """Bytes of one block in all layers together."""
+        """Bytes of one block, in all layers together."""
         if config.mixer != "attention":
             return 0
-        dtype = dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype)
-        numbers = config.num_hidden_layers * config.num_key_value_heads * block_size
-        return 2 * numbers * config.head_dim * dtype.itemsize
+        dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
+        vectors = 2 * config.num_hidden_layers * config.num_key_value_heads * block_size
+        scale = torch.float32.itemsize if dtype == torch.int8 else 0
+        return vectors * (config.head_dim * dtype.itemsize + scale)
+
+    def grow(self, blocks: int) -> None:
+        """Make room for so many blocks in all; those that there are stay what they are.
+
+        Raises:
+            CapacityError: there is no memory for them.
+        """
+        for layer, pools in enumerate(self._pools):
+            grown = self._pool(blocks), self._pool(blocks)
+            for old, new in zip(pools, grown, strict=True):
+                for old_part, new_part in zip(old.parts, new.parts, strict=True):
+                    new_part[: len(old_part)] = old_part
+            self._pools[layer] = grown
 
     def begin(self, rows: list[Row], source_new: Sequence[int] = ()) -> None:
-        """Plan the coming pass."""
-        self._rows, self._source_new = rows, list(source_new)
-        size = self.block_size
-        places = [(row, row.held + i) for row in rows for i in range(row.new)]
-        self._blocks_N = self._index([row.table[at // size] for row, at in places])
-        self._slots_N = self._index([at % size for _, at in places])
-        self._state_slots = self._index([row.slot for row in rows])
+        """The coming pass brings tokens of ``rows``, one row after the other.
+
+        Args:
+            source_new: the rows whose sources come with this pass, in the order of the sources.
+        """
+        self._rows = rows
+        self._plans: dict[tuple[int | None, bool], Plan] = {}
+        self._added: dict[tuple[int, int], Tensor] = {}
+        size, heads = self.block_size, np.arange(self._config.num_key_value_heads)
+        places = [self._places(row.table, row.held, row.held + row.new) for row in rows]
+        sources = [self._places(rows[i].source_table, 0, rows[i].source_length) for i in source_new]
+        positions = [np.array(row.depths(), dtype=np.int64) + row.held for row in rows]
+        # Blocks that are begun and not filled: what an earlier owner left in them is multiplied by
+        # probabilities of zero, and must be numbers.
+        begun: list[tuple[Sequence[int], int]] = [
+            (row.table, end - 1)
+            for row in rows
+            if (end := row.held + row.new) % size and (end - 1) // size * size >= row.held < end
+        ]
+        begun += [
+            (rows[i].source_table, end - 1) for i in source_new if (end := rows[i].source_length)
+        ]
+        empty = np.empty(0, dtype=np.int64)
+        vectors = [
+            ((block[:, None] * len(heads) + heads) * size + slot[:, None]).ravel()
+            for block, slot in (
+                np.concatenate([empty[None].repeat(2, 0), *some], axis=1)
+                for some in (places, sources)
+            )
+        ]
+        lengths = np.array([row.held + row.new for row in rows], dtype=np.int64)
+        sent = send(
+            [
+                *vectors,
+                np.concatenate([empty, *positions]),
+                lengths.repeat([row.new for row in rows]),
+                np.array([table[at // size] for table, at in begun]),
+            ],
+            self._device,
+        )
+        self._vectors, self._source_vectors, self._positions, self._lengths, self._begun = sent
+        self.states.begin([row.slot for row in rows])
 
     @property
     def bounds(self) -> list[int]:
@@ -110,11 +146,11 @@ class PagedCache:
 
     def positions(self) -> Tensor:
         """The position of each token of the coming pass, int64 ``[N]``."""
-        return self._index([row.held + depth for row in self._rows for depth in row.depths()])
+        return self._positions
 
     def lengths_N(self) -> Tensor:  # noqa: N802
         """See :class:`hone.models.Context`."""
-        return self._index([row.held + row.new for row in self._rows for _ in range(row.new)])
+        return self._lengths
 
     def attend(
         self,
@@ -128,48 +164,18 @@ class PagedCache:
         zeros.
         """
         q_NHD, k_NKD, v_NKD = split_heads(qkv_NC, rotary, rule)
-        out_NHD = torch.zeros_like(q_NHD)
         keys, values = self._pools[layer]
-        count = len(self._blocks_N)
-        keys[self._blocks_N, :, self._slots_N] = k_NKD[:count].to(keys.dtype)
-        values[self._blocks_N, :, self._slots_N] = v_NKD[:count].to(values.dtype)
-        start = 0
-        for row in self._rows:
-            tokens = slice(start, start := start + row.new)
-            if row.new:
-                length = row.held + row.new
-                k_KSD, v_KSD = (
-                    gather_blocks(x, row.table, length).to(q_NHD.dtype) for x in (keys, values)
-                )
-                q_HTD = q_NHD[tokens].transpose(0, 1)
-                if row.parents is not None:
-                    out_NHD[tokens] = self._tree(q_HTD, k_KSD, v_KSD, row, rule, bias)
-                    continue
-                out = attention(q_HTD[None], k_KSD[None], v_KSD[None], rule, bias)
-                out_NHD[tokens] = out[0].transpose(0, 1)
+        count = len(self._positions)
+        if len(self._begun):
+            values.clean(self._begun)
+        keys.write(self._vectors, k_NKD[:count])
+        values.write(self._vectors, v_NKD[:count])
+        plan = self._plan(rule, source=False)
+        out_NHD = torch.zeros_like(q_NHD, memory_format=torch.contiguous_format)
+        if not self.exact:
+            self._attend_whole(q_NHD, k_NKD, v_NKD, out_NHD, plan, rule, bias)
+        self._attend(q_NHD, out_NHD, layer, plan, rule, bias, source=False)
         return out_NHD.flatten(1)
-
-    def _tree(
-        self,
-        q_HTD: Tensor,
-        k_KSD: Tensor,
-        v_KSD: Tensor,
-        row: Row,
-        rule: AttentionRule,
-        bias: Bias | None,
-    ) -> Tensor:
-        """Each token as the last one of the chain of its ancestors."""
-        assert row.parents is not None
-        parts = []
-        for token in range(row.new):
-            chain, at = [], token
-            while at >= 0:
-                chain.append(row.held + at)
-                at = row.parents[at]
-            seen = self._index([*range(row.held), *reversed(chain)])
-            k, v = k_KSD[:, seen], v_KSD[:, seen]
-            parts.append(attention(q_HTD[None, :, token : token + 1], k[None], v[None], rule, bias))
-        return torch.cat(parts, dim=2)[0].transpose(0, 1)
 
     def attend_source(
         self,
@@ -178,84 +184,185 @@ class PagedCache:
         keys_values: Callable[[], tuple[Tensor, Tensor]],
         rule: AttentionRule,
     ) -> Tensor:
-        """See :class:`hone.models.Context`; like :meth:`attend`, with padding."""
-        keys, values = self._pools[layer]
-        if self._source_new:
-            k_MKD, v_MKD = keys_values()
-            size = self.block_size
-            places = [
-                (self._rows[i], at)
-                for i in self._source_new
-                for at in range(self._rows[i].source_length)
-            ]
-            blocks_M = self._index([row.source_table[at // size] for row, at in places])
-            slots_M = self._index([at % size for _, at in places])
-            keys[blocks_M, :, slots_M] = k_MKD[: len(places)].to(keys.dtype)
-            values[blocks_M, :, slots_M] = v_MKD[: len(places)].to(values.dtype)
-        out_NHD = torch.zeros_like(q_NHD)
-        start = 0
-        for row in self._rows:
-            tokens = slice(start, start := start + row.new)
-            if row.new:
-                k_KSD, v_KSD = (
-                    gather_blocks(x, row.source_table, row.source_length).to(q_NHD.dtype)
-                    for x in (keys, values)
-                )
-                q_HTD = q_NHD[tokens].transpose(0, 1)
-                out = attention(q_HTD[None], k_KSD[None], v_KSD[None], rule)
-                out_NHD[tokens] = out[0].transpose(0, 1)
+        """See :class:`hone.models.Context`; padding as in :meth:`attend`."""
+        if len(self._source_vectors):
+            count = len(self._source_vectors) // rule.kv_heads
+            for pool, x_MKD in zip(self._pools[layer], keys_values(), strict=True):
+                pool.write(self._source_vectors, x_MKD[:count])
+        out_NHD = torch.zeros_like(q_NHD, memory_format=torch.contiguous_format)
+        plan = self._plan(rule, source=True)
+        self._attend(q_NHD, out_NHD, layer, plan, rule, None, source=True)
         return out_NHD.flatten(1)
 
     def state(self, layer: int) -> tuple[Tensor, ...] | None:
         """See :class:`hone.models.Context`."""
-        if layer not in self._states:
-            return None
-        return tuple(pool.index_select(0, self._state_slots) for pool in self._states[layer])
+        return self.states.read(layer)
 
     def keep(self, layer: int, state: tuple[Tensor, ...]) -> None:
         """See :class:`hone.models.Context`."""
-        if layer not in self._states:
-            self._states[layer] = tuple(x.new_zeros(self._slots, *x.shape[1:]) for x in state)
-        for pool, new in zip(self._states[layer], state, strict=True):
-            pool.index_copy_(0, self._state_slots, new.to(pool.dtype))
+        self.states.write(layer, state)
 
     def clear_slot(self, slot: int) -> None:
-        """The sequence that comes to ``slot`` has no state."""
-        for pools in self._states.values():
-            for pool in pools:
-                pool[slot].zero_()
+        """The sequence that comes to ``slot`` has no state yet."""
+        self.states.clear(slot)
 
-    def copy(self, pairs: list[tuple[int, int]]) -> None:
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy blocks ``(from, to)`` in every layer."""
-        if not pairs:
-            return
-        source, target = (self._index(list(part)) for part in zip(*pairs, strict=True))
-        for pools in self._pools:
-            for pool in pools:
-                pool.index_copy_(0, target, pool.index_select(0, source))
+        if pairs:
+            source, target = send(list(np.array(pairs).T), self._device)
+            for pools in self._pools:
+                for pool in pools:
+                    pool.copy(source, target)
 
-    def move(self, moves: list[tuple[list[int], int, int]]) -> None:
-        """Move what positions hold, ``(table, from, to)``, in every layer; all at once."""
+    def move(self, moves: Sequence[tuple[list[int], int, int]]) -> None:
+        """Move what positions hold, ``(table, from, to)``, in every layer; all are read before any
+        is written.
+        """
         if not moves:
             return
-        size = self.block_size
-        from_block = self._index([table[at // size] for table, at, _ in moves])
-        from_slot = self._index([at % size for _, at, _ in moves])
-        to_block = self._index([table[at // size] for table, _, at in moves])
-        to_slot = self._index([at % size for _, _, at in moves])
+        size, heads = self.block_size, np.arange(self._config.num_key_value_heads)
+        vectors = []
+        for ends in ([(t, at) for t, at, _ in moves], [(t, at) for t, _, at in moves]):
+            block = np.array([table[at // size] for table, at in ends])[:, None]
+            slot = np.array([at % size for _, at in ends])[:, None]
+            vectors.append(((block * len(heads) + heads) * size + slot).ravel())
+        source, target = send(vectors, self._device)
         for pools in self._pools:
             for pool in pools:
-                pool[to_block, :, to_slot] = pool[from_block, :, from_slot]
+                pool.move(source, target)
 
-    def _index(self, numbers: Sequence[int]) -> Tensor:
-        return torch.tensor(numbers, dtype=torch.int64).to(self._device)
+    def _attend_whole(
+        self,
+        q_NHD: Tensor,
+        k_NKD: Tensor,
+        v_NKD: Tensor,
+        out_NHD: Tensor,
+        plan: Plan,
+        rule: AttentionRule,
+        bias: Bias | None,
+    ) -> None:
+        """Sequences that begin with this pass, with the keys and values as they come; neighbours
+        of equal length in one call.
+        """
+        whole = [long for long in plan.longs if long.row.held == 0]
+        for length, some in groupby(whole, key=lambda long: long.row.new):
+            longs = list(some)
+            tokens = [long.tokens for long in longs]
+            behind = all(a.stop == b.start for a, b in pairwise(tokens))
+            for group in [longs] if behind else [[long] for long in longs]:
+                own = slice(group[0].tokens.start, group[-1].tokens.stop)
+                q, k, v = (
+                    x[own].unflatten(0, (-1, length)).transpose(1, 2) for x in (q_NHD, k_NKD, v_NKD)
+                )
+                out_NHD[own] = attention(q, k, v, rule, bias).transpose(1, 2).flatten(0, 1)
+
+    def _attend(
+        self,
+        q_NHD: Tensor,
+        out_NHD: Tensor,
+        layer: int,
+        plan: Plan,
+        rule: AttentionRule,
+        bias: Bias | None,
+        source: bool,
+    ) -> None:
+        """What is not done yet, from the blocks."""
+        keys, values = self._pools[layer]
+        by_distance = None
+        if bias is not None and (plan.tiles or self.exact):
+            by_distance = self._by_distance(bias)
+        for tiles in plan.tiles:
+            added = None
+            if by_distance is not None:
+                known = id(by_distance), id(tiles)
+                if known not in self._added:
+                    assert tiles.distance is not None
+                    self._added[known] = added_scores(by_distance, tiles.distance, rule.kv_heads)
+                added = self._added[known]
+            out = tile_attention(q_NHD, keys, values, tiles, rule, added)
+            if len(tiles.real) < len(out):
+                out = out.index_select(0, tiles.real)
+            out_NHD.index_copy_(0, tiles.real_tokens, out)
+        for long in plan.longs:
+            if not (self.exact or source) and long.row.held == 0:
+                continue
+            out_NHD[long.tokens] = self._attend_long(
+                q_NHD[long.tokens], keys, values, long, rule, bias, by_distance, source
+            )
+
+    def _attend_long(
+        self,
+        q_THD: Tensor,
+        keys: Pool,
+        values: Pool,
+        long: Long,
+        rule: AttentionRule,
+        bias: Bias | None,
+        by_distance: Tensor | None,
+        source: bool,
+    ) -> Tensor:
+        """Many tokens of one sequence, ``[T, H, D]``."""
+        row, own = long.row, (keys.gather(long.blocks), values.gather(long.blocks))
+        if self.exact:
+            length = row.source_length if source else None
+            return chunk_attention(q_THD, *own, row.held, rule, by_distance, length)
+        length = row.source_length if source else row.held + row.new
+        k, v = (
+            pool.numbers(q_THD.dtype).transpose(0, 1).flatten(1, 2)[None, :, :length]
+            for pool in own
+        )
+        return attention(q_THD.transpose(0, 1)[None], k, v, rule, bias)[0].transpose(0, 1)
+
+    def _by_distance(self, bias: Bias) -> Tensor:
+        """What ``bias`` adds to the score of a key so far before the query, float32 ``[H, S]``."""
+        known = id(bias), 0
+        if known not in self._added:
+            last_HS = bias(1, self.longest, self._device)[:, 0]
+            self._added[known] = last_HS.flip(-1).float()
+        return self._added[known]
+
+    def _plan(self, rule: AttentionRule, source: bool) -> Plan:
+        """The tiles of this pass for a window, made when a layer first asks."""
+        key = rule.window, source
+        if key not in self._plans:
+            head = self._config.head_dim
+            rows: int | None = 1
+            if self.exact:
+                threads = torch.get_num_threads()
+                rows = steady_rows(head, self.block_size, torch.float32, self._device, threads)
+            planner = Planner(
+                self.block_size,
+                rule.heads,
+                rule.kv_heads,
+                head,
+                self._device,
+                rows=rows or _FIXED_ROWS,
+                fixed=rows is None,
+            )
+            self._plans[key] = planner.plan(self._rows, rule.window, source)
+        return self._plans[key]
+
+    def _places(self, table: Sequence[int], first: int, end: int) -> np.ndarray:
+        """The block and the slot of each position, ``[2, positions]``."""
+        at = np.arange(first, end)
+        if first == end:
+            return np.empty((2, 0), dtype=np.int64)
+        low = first // self.block_size
+        blocks = np.array(table[low : (end - 1) // self.block_size + 1], dtype=np.int64)
+        return np.stack((blocks[at // self.block_size - low], at % self.block_size))
+
+    def _pool(self, blocks: int) -> Pool:
+        config = self._config
+        shape = (blocks, config.num_key_value_heads, self.block_size, config.head_dim)
+        try:
+            return Pool.of(shape, self._dtype, self._device)
+        except RuntimeError as error:  # torch.OutOfMemoryError is one too
+            size = self.block_bytes(config, self.block_size, self._dtype) * blocks
+            raise CapacityError(
+                f"There is no memory for a key/value cache of {blocks:,} blocks of "
+                f"{self.block_size} positions ({size / 2**30:,.1f} GiB); make it smaller."
+            ) from error
 
 
-def _allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    try:
-        return torch.zeros(shape, dtype=dtype, device=device)
-    except RuntimeError as error:  # torch.OutOfMemoryError is one too
-        raise CapacityError(
-            f"There is no memory for a key/value cache of {shape[0]:,} blocks of {shape[2]} "
-            "positions; give it fewer blocks."
-        ) from error
+# Rows of every product where bits depend on their number.
+_FIXED_ROWS = 16

@@ -1,13 +1,17 @@
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hone.core.errors import RequestError
+from hone.engine.drawing import draw, floors, floors_reference, largest, likeliest
 from hone.engine.params import SamplingParams
-from hone.engine.sampler import Sampler, draw, penalise, restrict
+from hone.engine.random_numbers import philox, uniforms
+from hone.engine.sampler import Place, Sampler, penalise
 
 
 @pytest.mark.smoke
@@ -29,6 +33,12 @@ from hone.engine.sampler import Sampler, draw, penalise, restrict
         ("min_p", -0.5),
         ("min_p", 2),
         ("repetition_penalty", 0),
+        ("presence_penalty", 2.5),
+        ("frequency_penalty", -2.5),
+        ("logit_bias", {3: 101}),
+        ("logit_bias", {-1: 1}),
+        ("logprobs", 21),
+        ("n", 0),
         ("stop", [""]),
         ("stop", 3),
         ("stop_token_ids", ["a"]),
@@ -48,134 +58,529 @@ def test_one_stop_string_is_a_list_of_one():
     assert SamplingParams().greedy
 
 
-def _transformers_filtered(logits, seen, k, p, min_p, penalty, temperature):
-    from transformers import (
-        MinPLogitsWarper,
-        RepetitionPenaltyLogitsProcessor,
-        TemperatureLogitsWarper,
-        TopKLogitsWarper,
-        TopPLogitsWarper,
-    )
+# Random numbers.
 
-    ids = torch.tensor([seen])
-    scores = RepetitionPenaltyLogitsProcessor(penalty)(ids, logits.clone())
-    scores = TemperatureLogitsWarper(temperature)(ids, scores)
-    if k:
-        scores = TopKLogitsWarper(k)(ids, scores)
-    if p < 1:
-        scores = TopPLogitsWarper(p)(ids, scores)
-    if min_p:
-        scores = MinPLogitsWarper(min_p)(ids, scores)
-    return scores
+
+@pytest.mark.smoke
+def test_philox_gives_the_published_words():
+    # Random123, kat_vectors: philox 4x32, 10 rounds.
+    counters = np.array(
+        [
+            [0, 0, 0, 0],
+            [0xFFFFFFFF] * 4,
+            [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+        ],
+        dtype=np.uint32,
+    ).T
+    keys = np.array([[0, 0], [0xFFFFFFFF] * 2, [0xA4093822, 0x299F31D0]], dtype=np.uint32).T
+    assert [[f"{word:08x}" for word in words] for words in philox(counters, keys).T] == [
+        ["6627e8d5", "e169c58d", "bc57ac4c", "9b00dbd8"],
+        ["408f276d", "41c83b0e", "a20bc7c6", "6d5451fd"],
+        ["d16cfe09", "94fdcceb", "5001e420", "24126ea1"],
+    ]
+
+
+def _uniforms(seeds, streams, indices) -> np.ndarray:
+    seeds, streams, indices = np.broadcast_arrays(seeds, streams, indices)
+    return uniforms(
+        seeds.astype(np.uint64).ravel(),
+        streams.astype(np.uint32).ravel(),
+        indices.astype(np.int64).ravel(),
+    ).reshape(seeds.shape)
+
+
+@pytest.mark.smoke
+def test_a_random_number_is_that_of_its_place():
+    seeds, indices = np.arange(50)[:, None] * 2**40 + 7, np.arange(40)[None]
+    every = _uniforms(seeds, 3, indices)
+    assert every.min() >= 0
+    assert every.max() < 1
+    assert len(np.unique(every)) == every.size
+    assert _uniforms(seeds[12:13], 3, indices[:, ::-1]) == pytest.approx(every[12:13, ::-1], abs=0)
+    assert (_uniforms(seeds, 4, indices) != every).all()
+    assert (_uniforms(seeds, 3, indices + 2**33) != every).all()
+
+
+@pytest.mark.parametrize(
+    "seeds", [np.arange(300), np.arange(300) << 32, 2**64 - 1 - np.arange(300, dtype=np.uint64)]
+)
+def test_random_numbers_are_uniform_and_independent_of_their_neighbours(seeds):
+    values = _uniforms(np.asarray(seeds, dtype=np.uint64)[:, None], 0, np.arange(300)[None])
+    cells = np.floor(values * 16).astype(int)
+    _assert_even(np.bincount(cells.ravel(), minlength=16))
+    # Pairs: of consecutive indices, of consecutive seeds, and of streams of one seed.
+    _assert_even(np.bincount((cells[:, :-1] * 16 + cells[:, 1:]).ravel(), minlength=256))
+    _assert_even(np.bincount((cells[:-1] * 16 + cells[1:]).ravel(), minlength=256))
+    other = _uniforms(np.asarray(seeds, dtype=np.uint64)[:, None], 1, np.arange(300)[None])
+    pairs = cells * 16 + np.floor(other * 16).astype(int)
+    _assert_even(np.bincount(pairs.ravel(), minlength=256))
+    for shifted in (values[:, 1:] - 0.5, values[1:] - 0.5):
+        kept = values[tuple(slice(n) for n in shifted.shape)] - 0.5
+        assert abs((kept * shifted).mean() * 12) < 4 / math.sqrt(kept.size)
+
+
+def _assert_even(counts: np.ndarray) -> None:
+    expected = counts.sum() / len(counts)
+    _assert_chi_square(((counts - expected) ** 2 / expected).sum(), len(counts) - 1)
+
+
+def _assert_chi_square(found: float, freedom: int) -> None:
+    """Within four deviations (Wilson and Hilferty's cube root is nearly normal)."""
+    spread = 2 / (9 * freedom)
+    assert abs(((found / freedom) ** (1 / 3) - (1 - spread)) / math.sqrt(spread)) < 4
+
+
+# The parts of drawing.
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("vocabulary", [1, 2, 100, 128, 129, 256, 257, 1000, 4096, 5001])
+def test_the_likeliest_token_is_the_first_of_the_greatest(vocabulary):
+    x = torch.randn(7, vocabulary, generator=torch.Generator().manual_seed(1)).round(decimals=1)
+    x[0] = -math.inf
+    x[1, -1] = 9.0
+    values, ids = likeliest(x)
+    assert values.equal(x.amax(-1))
+    first = [row.index(max(row)) for row in x.tolist()]
+    assert ids.tolist() == first
+    x[2, vocabulary // 2] = math.nan
+    assert likeliest(x)[0].isnan().tolist() == [False, False, True] + [False] * 4
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
-    k=st.integers(0, 70),
-    p=st.floats(0.01, 1.0),
-    min_p=st.floats(0.0, 1.0),
-    penalty=st.floats(0.5, 2.0),
-    temperature=st.floats(0.05, 5.0),
-    spread=st.floats(0.1, 10.0),
+    vocabulary=st.sampled_from([1, 5, 130, 1000, 4099, 20_000]),
+    share=st.floats(0, 1),
+    decimals=st.sampled_from([0, 1, 6]),
 )
-def test_filters_equal_those_of_transformers(seed, k, p, min_p, penalty, temperature, spread):
+def test_the_largest_are_those_of_topk(seed, vocabulary, share, decimals):
     generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(1, 60, generator=generator) * spread
-    seen = [3, 5, 5, 59]
-    expected = _transformers_filtered(logits, seen, k, p, min_p, penalty, temperature)
-    seen_BV = torch.zeros(1, 60, dtype=torch.bool)
-    seen_BV[0, seen] = True
-    scores = penalise(logits, seen_BV, torch.tensor([[penalty]])) / temperature
-    wide = 60 if k == 0 else min(k, 60)
-    found = restrict(
-        scores,
-        torch.tensor([[wide]]),
-        torch.tensor([[p]], dtype=torch.float64),
-        torch.tensor([[min_p]]),
+    x = torch.randn(3, vocabulary, generator=generator).round(decimals=decimals)
+    count = min(1024, max(1, round(share**3 * vocabulary)))
+    values, ids = largest(x, count)
+    assert values.equal(x.topk(count).values)
+    assert x.gather(1, ids).equal(values)
+    assert all(len(set(row)) == count for row in ids.tolist())
+
+
+def _columns(k, p, m) -> tuple:
+    return (
+        torch.tensor(k)[:, None],
+        torch.tensor(p, dtype=torch.float64)[:, None],
+        torch.tensor(m, dtype=torch.float32)[:, None],
     )
-    kept = found.isfinite() & expected.isfinite()
-    torch.testing.assert_close(found[kept], expected[kept])
-    # The sets are the same but for a token whose mass stands on the border of a filter.
-    differing = (found.isfinite() != expected.isfinite()).sum()
-    assert differing <= 1
-    if differing:
-        mass = scores.double().softmax(-1)
-        border = (found.isfinite() != expected.isfinite()) & (mass > 0)
-        assert kept.any()
-        assert not border.any() or _on_border(scores, border, wide, p, min_p)
 
 
-def _on_border(scores, border, k, p, min_p) -> bool:
-    values = scores.double().sort(descending=True).values[0][:k]
-    mass = values.softmax(-1)
-    value = scores[border].double()
-    by_mass = ((mass.cumsum(-1) - p).abs() < 1e-5).any()
-    by_share = ((value - values[0]).exp() - min_p).abs() < 1e-5
-    return bool(by_mass) or bool(by_share)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), seed=st.integers(0, 2**31), vocabulary=st.sampled_from([7, 300, 5000, 9001]))
+def test_floors_by_candidates_are_those_of_a_full_sort(data, seed, vocabulary):
+    rows = 5
+    generator = torch.Generator().manual_seed(seed)
+    spread = torch.tensor([[0.0], [0.1], [1.0], [4.0], [20.0]])
+    x = torch.randn(rows, vocabulary, generator=generator) * spread
+    x = x.round(decimals=data.draw(st.sampled_from([0, 2, 6])))
+    every = st.lists(st.one_of(st.integers(1, 60), st.integers(1, vocabulary), st.just(vocabulary)))
+    k = [min(n, vocabulary) for n in data.draw(every.filter(lambda x: len(x) >= rows))[:rows]]
+    share = st.one_of(st.just(1.0), st.floats(0.001, 1.0))
+    p = data.draw(st.lists(share, min_size=rows, max_size=rows))
+    m = data.draw(st.lists(st.floats(0, 1), min_size=rows, max_size=rows))
+    probabilities = x.softmax(-1)
+    columns = _columns(k, p, m)
+    found = floors(probabilities, *columns)
+    assert found.equal(floors_reference(probabilities, *columns))
+    # A row's own, whatever is beside it.
+    for row in range(rows):
+        alone = floors(probabilities[row : row + 1], *(x[row : row + 1] for x in columns))
+        assert alone.equal(found[row : row + 1])
 
 
 @pytest.mark.smoke
-def test_rows_with_their_own_parameters_do_not_touch_one_another():
-    logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(0)) * 3
-    every = [
+@pytest.mark.parametrize("vocabulary", [4, 128, 129, 300, 1024])
+def test_draws_follow_the_weights(vocabulary):
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(vocabulary, generator=generator).exp()
+    weights[torch.rand(vocabulary, generator=generator) < 0.3] = 0
+    weights[1] = 0
+    weights[2] = 1
+    rows = 20_000
+    uniform = (torch.arange(rows, dtype=torch.float64)[:, None] + 0.5) / rows
+    counts = draw(weights.expand(rows, -1), uniform).bincount(minlength=vocabulary)
+    assert ((counts - weights / weights.sum() * rows).abs() <= 1.01).all()
+    assert counts[weights == 0].sum() == 0
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("share", [0.0, 1 - 2**-53, 0.5, math.nextafter(0.5, 0)])
+def test_a_draw_at_a_border_has_weight(share):
+    generator = torch.Generator().manual_seed(3)
+    weights = torch.rand(200, 700, generator=generator)
+    weights *= torch.rand(200, 700, generator=generator) < torch.rand(200, 1, generator=generator)
+    weights[:, 350] += 1e-6
+    ids = draw(weights, torch.full((200, 1), share, dtype=torch.float64))
+    assert (weights.gather(1, ids[:, None]) > 0).all()
+
+
+# Whole steps.
+
+
+def _sampler(params, vocabulary, prompt=(0,), ends=(), budget=10**6, **options):
+    sampler = Sampler(vocabulary)
+    return sampler, sampler.open(params, prompt, ends, budget, **options)
+
+
+def _kept(params, logits, prompt, output, ends=()) -> torch.Tensor:
+    """The probabilities that a step draws by, read off many draws' worth of weights."""
+    sampler, key = _sampler(params, logits.shape[1], prompt, ends)
+    sampler.commit(key, output)
+    found = {}
+
+    def spy(weights, uniform):
+        found["weights"] = weights.double() / weights.double().sum()
+        return draw(weights, uniform)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hone.engine.sampler.draw", spy)
+        sampler(logits.clone(), [Place(key, len(output))])
+    return found["weights"]
+
+
+def _by_transformers(params, logits, prompt, output, ends=()) -> torch.Tensor:
+    from transformers import (
+        LogitsProcessorList,
+        MinNewTokensLengthLogitsProcessor,
+        MinPLogitsWarper,
+        RepetitionPenaltyLogitsProcessor,
+        SequenceBiasLogitsProcessor,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    p, steps = params, LogitsProcessorList()
+    if p.logit_bias:
+        steps.append(
+            SequenceBiasLogitsProcessor([[[t], float(b)] for t, b in p.logit_bias.items()])
+        )
+    if p.repetition_penalty != 1:
+        steps.append(RepetitionPenaltyLogitsProcessor(p.repetition_penalty))
+    if p.min_tokens and ends:
+        steps.append(MinNewTokensLengthLogitsProcessor(len(prompt), p.min_tokens, list(ends)))
+    steps.append(TemperatureLogitsWarper(p.temperature))
+    if p.top_k > 0:
+        steps.append(TopKLogitsWarper(p.top_k))
+    if p.top_p < 1:
+        steps.append(TopPLogitsWarper(p.top_p))
+    if p.min_p > 0:
+        steps.append(MinPLogitsWarper(p.min_p))
+    return steps(torch.tensor([[*prompt, *output]]), logits.clone()).double().softmax(-1)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    k=st.integers(0, 70),
+    p=st.one_of(st.just(1.0), st.floats(0.01, 1.0)),
+    min_p=st.one_of(st.just(0.0), st.floats(0.0, 1.0)),
+    penalty=st.floats(0.5, 2.0),
+    temperature=st.floats(0.05, 5.0),
+    spread=st.floats(0.1, 10.0),
+    bias=st.dictionaries(st.integers(0, 59), st.floats(-100, 100), max_size=4),
+    min_tokens=st.integers(0, 4),
+)
+def test_a_step_draws_by_the_probabilities_of_transformers(
+    seed, k, p, min_p, penalty, temperature, spread, bias, min_tokens
+):
+    # What is left must not be the only token, which is greedy.
+    k = k + (k == 1)
+    logits = torch.randn(1, 60, generator=torch.Generator().manual_seed(seed)) * spread
+    params = SamplingParams(
+        temperature=temperature,
+        top_k=k,
+        top_p=p,
+        min_p=min_p,
+        repetition_penalty=penalty,
+        logit_bias=bias,
+        min_tokens=min_tokens,
+        seed=seed,
+    )
+    case = (params, logits, [3, 5, 5, 59], [7, 7], (2, 11))
+    found, expected = _kept(*case), _by_transformers(*case)
+    # The sets are the same but for a token whose mass stands on the border of a filter.
+    differing = (found > 0) != (expected > 1e-40)
+    assert differing.sum() <= 1
+    if differing.any():
+        assert _on_border(*case)
+    else:
+        torch.testing.assert_close(found, expected, rtol=2e-5, atol=1e-9)
+
+
+def _on_border(params, logits, *rest) -> bool:
+    plain = _by_transformers(replace(params, top_p=1.0, min_p=0.0), logits, *rest)
+    mass = plain.sort(descending=True).values
+    by_mass = ((mass.cumsum(-1) - params.top_p).abs() < 1e-5).any()
+    by_share = (mass / mass.amax() - params.min_p).abs().min() < 1e-5
+    # Tokens too unlikely for float32.
+    return bool(by_mass) or bool(by_share) or bool((mass[mass > 0] < 1e-37).any())
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    prompt=st.lists(st.integers(0, 29), max_size=80),
+    output=st.lists(st.integers(0, 29), max_size=100),
+    drafted=st.lists(st.integers(0, 29), max_size=5),
+    repetition=st.sampled_from([1.0, 0.7, 1.3]),
+    presence=st.sampled_from([0.0, -0.4, 1.5]),
+    frequency=st.sampled_from([0.0, 0.3, -1.1]),
+)
+def test_penalties_count_prompt_output_and_drafts(
+    seed, prompt, output, drafted, repetition, presence, frequency
+):
+    logits = torch.randn(1, 30, generator=torch.Generator().manual_seed(seed)) * 3
+    params = SamplingParams(
+        repetition_penalty=repetition,
+        presence_penalty=presence,
+        frequency_penalty=frequency,
+        temperature=1.0,
+        seed=1,
+    )
+    # As the formulas stand: repetition looks at everything, the two others at the output.
+    written = [*output, *drafted]
+    expected = logits.clone()
+    for token in range(30):
+        if token in [*prompt, *written]:
+            score = expected[0, token]
+            expected[0, token] = score / repetition if score > 0 else score * repetition
+        expected[0, token] -= frequency * written.count(token) + presence * (token in written)
+    sampler, key = _sampler(params, 30, prompt)
+    for token in output:
+        sampler.commit(key, [token])
+    plain, other = _sampler(SamplingParams(temperature=1.0, seed=1), 30)
+    for index in range(5):
+        found = sampler(logits.clone(), [Place(key, index, tuple(drafted))]).ids
+        assert found == plain(expected.clone(), [Place(other, index)]).ids
+    greedy, key = _sampler(replace(params, temperature=0.0), 30, prompt)
+    greedy.commit(key, output)
+    found = greedy(logits.clone(), [Place(key, 0, tuple(drafted))]).ids
+    assert found == [expected.argmax().item()]
+
+
+@pytest.mark.smoke
+def test_penalties_change_seen_scores_as_their_papers_say():
+    scores = torch.tensor([4.0, -4.0, 4.0, -4.0])
+    counts = torch.tensor([0.0, 0.0, 2.0, 1.0])
+    found = penalise(scores, counts, torch.tensor(2.0), torch.tensor(0.5), torch.tensor(0.25))
+    assert found.tolist() == [2.0, -8.0, 2.0 - 0.5 - 0.5, -8.0 - 0.25 - 0.5]
+
+
+def _mixed(vocabulary: int) -> list[SamplingParams]:
+    return [
         SamplingParams(),
         SamplingParams(temperature=0.7, top_k=5, seed=1),
         SamplingParams(temperature=1.3, top_p=0.8, seed=2, repetition_penalty=1.4),
-        SamplingParams(temperature=1.0, min_p=0.2, seed=3, min_tokens=2),
+        SamplingParams(temperature=1.0, min_p=0.02, seed=3, min_tokens=2, logprobs=3),
+        SamplingParams(temperature=1.5, seed=4, frequency_penalty=0.5, logit_bias={3: 2.0}),
+        SamplingParams(temperature=0.9, seed=5),
+        SamplingParams(temperature=0.9, seed=6, top_k=vocabulary // 2, top_p=0.999),
+        SamplingParams(presence_penalty=1.0, logprobs=0),
     ]
 
-    def sample(rows):
-        sampler = Sampler(
-            [every[r] for r in rows],
-            [[7, 9]] * len(rows),
-            [{1, 2}] * len(rows),
-            [8] * len(rows),
-            50,
-        )
-        return [sampler(logits[rows] * (1 + 0.1 * step), step).tolist() for step in range(8)]
 
-    together = sample([0, 1, 2, 3])
-    for row in range(4):
-        assert [step[0] for step in sample([row])] == [step[row] for step in together]
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    vocabulary=st.sampled_from([50, 333, 4096]),
+    order=st.permutations(range(8)),
+    count=st.integers(1, 8),
+    spans=st.lists(st.integers(1, 4), min_size=8, max_size=8),
+)
+def test_a_place_gets_its_token_in_any_batch_order_and_speculation(
+    seed, vocabulary, order, count, spans
+):
+    every, steps = _mixed(vocabulary), 6
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(len(every), steps, vocabulary, generator=generator) * 3
+    allowed = torch.full((len(every), steps, (vocabulary + 31) // 32), -1, dtype=torch.int32)
+    allowed[[1, 5]] = torch.randint(
+        -(2**31), 2**31, allowed[:2].shape, generator=generator, dtype=torch.int32
+    )
+
+    def alone(row: int) -> list:
+        sampler, key = _sampler(every[row], vocabulary, [7, 9], {1, 2})
+        taken = []
+        for step in range(steps):
+            at = logits[row : row + 1, step].clone(), [Place(key, step)]
+            found = sampler(*at, allowed[row : row + 1, step])
+            sampler.commit(key, found.ids)
+            taken.append((found.ids[0], found.logprobs[0]))
+        return taken
+
+    expected = {row: alone(row) for row in order[:count]}
+    sampler = Sampler(vocabulary)
+    keys = {row: sampler.open(every[row], [7, 9], {1, 2}, 100) for row in order[:count]}
+    done = dict.fromkeys(keys, 0)
+    while left := [row for row in keys if done[row] < steps]:
+        # Each row looks at several places at once, drafting what it will get.
+        places, which = [], []
+        for row in left:
+            chosen = [token for token, _ in expected[row]]
+            for step in range(done[row], min(steps, done[row] + spans[row])):
+                places.append(Place(keys[row], step, tuple(chosen[done[row] : step])))
+                which.append((row, step))
+        rows, at = zip(*which, strict=True)
+        found = sampler(logits[rows, at], places, allowed[rows, at])
+        assert list(zip(found.ids, found.logprobs, strict=True)) == [
+            expected[row][step] for row, step in which
+        ]
+        for row in left:
+            new = [token for (r, _), token in zip(which, found.ids, strict=True) if r == row]
+            sampler.commit(keys[row], new)
+            done[row] += len(new)
+
+
+def test_sampled_tokens_follow_the_distribution():
+    vocabulary, rows = 40, 6000
+    logits = torch.randn(1, vocabulary, generator=torch.Generator().manual_seed(8)) * 1.5
+    for params in (
+        SamplingParams(temperature=0.8),
+        SamplingParams(temperature=1.2, top_k=12),
+        SamplingParams(temperature=1.0, top_p=0.7, min_p=0.01),
+    ):
+        expected = _by_transformers(params, logits, [0], []).squeeze(0)
+        for by_seed in (True, False):
+            sampler = Sampler(vocabulary)
+            seeds = range(rows) if by_seed else [11] * rows
+            keys = [sampler.open(replace(params, seed=seed), [0], (), 9) for seed in seeds]
+            places = [Place(key, 0 if by_seed else i) for i, key in enumerate(keys)]
+            ids = torch.tensor(sampler(logits.repeat(rows, 1), places).ids)
+            counts = ids.bincount(minlength=vocabulary).double()
+            assert counts[expected == 0].sum() == 0
+            kept = expected * rows >= 5
+            share = expected[kept] / expected[kept].sum() * counts[kept].sum()
+            found = ((counts[kept] - share) ** 2 / share).sum().item()
+            _assert_chi_square(found, int(kept.sum()) - 1)
+
+
+@pytest.mark.smoke
+def test_outputs_of_one_seed_differ_and_a_drawn_seed_is_new():
+    logits = torch.zeros(1, 5000)
+    params = SamplingParams(temperature=1.0, seed=7)
+    sampler = Sampler(5000)
+    keys = [sampler.open(params, [0], (), 9, stream=i) for i in (0, 1, 2, 0)]
+    keys += [sampler.open(replace(params, seed=None), [0], (), 9) for _ in range(3)]
+    ids = sampler(logits.repeat(7, 1), [Place(key, 0) for key in keys]).ids
+    assert ids[0] == ids[3]
+    assert len(set(ids)) == 6
 
 
 @pytest.mark.smoke
 def test_the_end_is_forbidden_before_min_tokens():
     logits = torch.zeros(2, 6)
     logits[:, 4] = 9.0
-    sampler = Sampler(
-        [SamplingParams(min_tokens=2), SamplingParams()], [[0], [0]], [{4}, {4}], [5, 5], 6
-    )
-    assert [sampler(logits, step)[0].item() == 4 for step in range(3)] == [False, False, True]
-    assert sampler(logits, 0)[1].item() == 4
+    sampler = Sampler(6)
+    params = SamplingParams(min_tokens=2)
+    keys = [sampler.open(p, [0], {4, 77}, 5) for p in (params, SamplingParams())]
+    steps = [sampler(logits.clone(), [Place(key, i) for key in keys]).ids for i in range(3)]
+    assert [ids[0] == 4 for ids in steps] == [False, False, True]
+    assert [ids[1] == 4 for ids in steps] == [True] * 3
 
 
 @pytest.mark.smoke
-def test_rows_that_stay_keep_their_random_numbers():
-    logits = torch.randn(3, 40, generator=torch.Generator().manual_seed(4))
-    params = [SamplingParams(temperature=1.0, seed=seed) for seed in (1, 2, 3)]
-
-    def make():
-        return Sampler(params, [[0]] * 3, [()] * 3, [6] * 3, 40)
-
-    whole, cut = make(), make()
-    expected = [whole(logits, step) for step in range(6)]
-    cut.select_rows(torch.tensor([0, 2]))
-    for step in range(6):
-        assert cut(logits[[0, 2]], step).equal(expected[step][[0, 2]])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_encoder_decoder_answers_with_its_forced_tokens(temperature):
+    params = SamplingParams(temperature=temperature, seed=0)
+    sampler, key = _sampler(params, 9, budget=3, first=5, last=6)
+    logits = torch.zeros(3, 9)
+    logits[:, 2] = 50.0
+    assert sampler(logits, [Place(key, i) for i in range(3)]).ids == [5, 2, 6]
 
 
 @pytest.mark.smoke
-def test_draws_follow_the_probabilities():
-    probabilities = torch.tensor([0.5, 0.0, 0.3, 0.2])
-    uniform = (torch.arange(10_000, dtype=torch.float64)[:, None] + 0.5) / 10_000
-    ids = draw(probabilities.log().expand(10_000, 4), uniform)
-    assert ids.bincount(minlength=4).tolist() == [5000, 0, 3000, 2000]
+@pytest.mark.parametrize("vocabulary", [50, 1000])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_rows_without_a_choice_are_told_apart(vocabulary, temperature):
+    params = SamplingParams(temperature=temperature, top_p=0.9, seed=1, logprobs=1)
+    sampler = Sampler(vocabulary)
+    keys = [sampler.open(params, [0], (), 9) for _ in range(6)]
+    logits = torch.randn(6, vocabulary, generator=torch.Generator().manual_seed(0))
+    places = [Place(key, 0) for key in keys]
+    whole = sampler(logits.clone(), places)
+    logits[1, 17] = math.nan
+    logits[2] = -math.inf
+    logits[3, 3] = math.inf
+    allowed = torch.full((6, (vocabulary + 31) // 32), -1, dtype=torch.int32)
+    allowed[4] = 0
+    found = sampler(logits, places, allowed)
+    assert found.ids[1:5] == [-1] * 4
+    assert found.logprobs[1:5] == [None] * 4
+    assert [found.ids[0], found.ids[5]] == [whole.ids[0], whole.ids[5]]
+    assert found.logprobs[5] == whole.logprobs[5]
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("vocabulary", [50, 64, 1000])
+def test_only_tokens_of_the_mask_are_chosen(vocabulary):
+    words = (vocabulary + 31) // 32
+    generator = torch.Generator().manual_seed(2)
+    allowed = torch.zeros(60, words, dtype=torch.int32)
+    sets = [set(torch.randperm(vocabulary, generator=generator)[:3].tolist()) for _ in range(60)]
+    for row, tokens in enumerate(sets):
+        for token in tokens:
+            bit = 1 << token % 32
+            allowed[row, token // 32] |= bit - 2**32 if bit == 2**31 else bit
+    sampler = Sampler(vocabulary)
+    keys = [
+        sampler.open(SamplingParams(temperature=float(i % 2), seed=i), [0], (), 9)
+        for i in range(60)
+    ]
+    logits = torch.randn(60, vocabulary, generator=generator)
+    places = [Place(key, 0) for key in keys]
+    ids = sampler(logits.clone(), places, allowed).ids
+    assert all(token in tokens for token, tokens in zip(ids, sets, strict=True))
+    # A grammar may know fewer tokens than the model.
+    short = sampler(logits.clone(), places, allowed[:, :1].bitwise_or(1)).ids
+    assert max(short) < 32
+
+
+@pytest.mark.smoke
+def test_logprobs_are_those_of_the_models_own_scores():
+    vocabulary = 700
+    logits = torch.randn(2, vocabulary, generator=torch.Generator().manual_seed(5)).bfloat16()
+    params = SamplingParams(temperature=0.5, top_k=3, seed=1, logit_bias={9: 100.0}, logprobs=4)
+    sampler = Sampler(vocabulary)
+    keys = [sampler.open(p, [0], (), 9) for p in (SamplingParams(), params)]
+    found = sampler(logits.clone(), [Place(key, 0) for key in keys])
+    expected = logits[1].float().log_softmax(-1)
+    assert found.logprobs[0] is None
+    told = found.logprobs[1]
+    assert (told.token, found.ids[1]) == (9, 9)
+    assert told.logprob == expected[9].item()
+    best = expected.topk(4)
+    assert [value for _, value in told.top] == best.values.tolist()
+    assert [expected[token].item() for token, _ in told.top] == best.values.tolist()
 
 
 @pytest.mark.smoke
 def test_a_cold_temperature_is_greedy_and_never_overflows():
     logits = torch.tensor([[1.0, 3.0, 2.0]])
-    sampler = Sampler([SamplingParams(temperature=1e-30, seed=1)], [[0]], [()], [4], 3)
-    assert [sampler(logits, step).item() for step in range(4)] == [1] * 4
+    sampler, key = _sampler(SamplingParams(temperature=1e-30, seed=1), 3)
+    assert [sampler(logits.clone(), [Place(key, step)]).ids for step in range(4)] == [[1]] * 4
+    sampler, key = _sampler(SamplingParams(temperature=2e-5, seed=1), 3)
+    assert [sampler(logits.clone(), [Place(key, step)]).ids for step in range(4)] == [[1]] * 4
+
+
+@pytest.mark.smoke
+def test_a_closed_key_leaves_nothing_behind():
+    sampler = Sampler(40)
+    heavy = SamplingParams(
+        temperature=1.0, seed=3, repetition_penalty=5.0, logit_bias={1: 50.0}, min_tokens=3
+    )
+    opened = [sampler.open(heavy, [0], {2}, 9) for _ in range(20)]
+    assert len(set(opened)) == 20
+    for key in opened:
+        sampler.close(key)
+    logits = torch.randn(1, 40, generator=torch.Generator().manual_seed(6))
+    for _ in range(20):
+        key = sampler.open(SamplingParams(), [0], {2}, 9)
+        assert sampler(logits.clone(), [Place(key, 0)]).ids == [logits.argmax().item()]

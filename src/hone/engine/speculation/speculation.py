@@ -28,6 +28,7 @@ class Speculation:
         """
         self.proposer, self.lengths = proposer, Lengths(most, proposer.stepwise, curve)
         self.drafted = self.accepted = 0
+        self._rows = 0
 
     def propose(self, sequences: Seq[Sequence], limits: Seq[int]) -> list[Draft]:
         """A draft for each sequence, of at most so many tokens; empty ones where none pays.
@@ -37,6 +38,7 @@ class Speculation:
         """
         chosen = self.lengths.choose([sequence.key for sequence in sequences], limits)
         drafts = [NOTHING] * len(sequences)
+        self._rows = len(sequences)
         wanted = [place for place, length in enumerate(chosen) if length]
         if wanted:
             start = time.perf_counter()
@@ -47,6 +49,7 @@ class Speculation:
             self.lengths.drafted(time.perf_counter() - start, longest)
             for place, draft in zip(wanted, found, strict=True):
                 drafts[place] = draft
+                self._rows += len(draft.tokens)
         return drafts
 
     def checked(self, sequence: Sequence, drafted: int, accepted: int) -> None:
@@ -56,8 +59,11 @@ class Speculation:
         self.lengths.acceptance.add(sequence.key, drafted, accepted)
 
     def took(self, rows: int, seconds: float) -> None:
-        """A pass of ``rows`` tokens, none of a prompt's beginning, took so long."""
-        self.lengths.passes.add(rows, seconds)
+        """The pass after :meth:`propose` had so many rows and took so long."""
+        # With more there were prompts among them, whose tokens cost something else.
+        if rows <= self._rows:
+            self.lengths.passes.add(rows, seconds)
+        self._rows = 0
 
     def observe(self, sequences: Seq[Sequence], hidden_RE: Tensor) -> None:
         """A pass is over; see :class:`Proposer`."""

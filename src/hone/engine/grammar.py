@@ -12,16 +12,15 @@ The rules of an output under a grammar:
 Shapes: R rows of a batch, W words of a bitmask (one bit per token, lowest first).
 """
 
-import json
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Collection, Sequence
 
 import numpy as np
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLMatcher
 from numpy.typing import NDArray
 
 from hone.core.errors import RequestError
+from hone.engine.notation import NAMES, ByteVocabulary, check_grammar, compiled, notation, reason_of
 from hone.engine.params import Grammar
 from hone.engine.token_bytes import token_bytes
 from hone.text.tokenizer import Tokenizer
@@ -30,26 +29,6 @@ Mask = NDArray[np.int32]
 
 _KEPT = 64
 _BEFORE = "\n"
-_NAMES = {
-    "json": "JSON schema",
-    "regex": "regular expression",
-    "choice": "choice",
-    "lark": "grammar",
-}
-_LONGEST = {"json": 200_000, "regex": 20_000, "choice": 200_000, "lark": 2_000_000}
-_DEEPEST = 60
-# Compiling and each step are bounded by these amounts of work, not by a clock: a request is refused
-# on a fast machine or on none.
-_LIMITS = LLParserLimits(
-    initial_lexer_fuel=1_000_000,
-    step_lexer_fuel=500_000,
-    step_max_items=100_000,
-    max_grammar_size=1_000_000,
-    max_lexer_states=100_000,
-    verbose_errors=False,
-)
-# One space at most, or a new line with its indentation: a model cannot go on with blanks for ever.
-_JSON_OPTIONS: Any = {"whitespace_pattern": r" ?|\n {0,40}"}
 
 
 class Grammars:
@@ -74,7 +53,7 @@ class Grammars:
         self.words = (size + 31) // 32
         self._end_ids = frozenset(end_ids)
         # llguidance's own end is an id behind the last: which tokens end is a matter of requests.
-        self._tokenizer = LLTokenizer(cast(Any, _Vocabulary(tokenizer, tokens)), size + 1, size)
+        self._tokenizer = _Vocabulary(tokenizer, tokens).tokenizer()
         self._prototypes: OrderedDict[Grammar, LLMatcher] = OrderedDict()
 
     def compile(self, grammar: Grammar) -> None:
@@ -117,17 +96,17 @@ class Grammars:
         return found
 
     def _compiled(self, grammar: Grammar) -> LLMatcher:
-        matcher = LLMatcher(self._tokenizer, _notation(grammar), log_level=0, limits=_LIMITS)
-        if not matcher.is_error():
-            probe = Matcher(matcher.deep_copy(), self._end_ids, self.words)
-            mask_W = np.zeros(self.words, np.int32)
-            probe.fill(mask_W)
-            if not probe.failed and (probe.ended or mask_W.any()):
-                return matcher
-            reason = probe.failed or "no token of the model can begin it"
-        else:
-            reason = _reason(matcher.get_error())
-        raise RequestError(f"The {_NAMES[grammar.kind]} cannot be used: {reason}.")
+        check_grammar(grammar)
+        found = compiled(self._tokenizer, notation(grammar))
+        if isinstance(found, str):
+            raise RequestError(f"The {NAMES[grammar.kind]} cannot be used: {found}.")
+        mask_W = np.zeros(self.words, np.int32)
+        probe = Matcher(found.deep_copy(), self._end_ids, self.words)
+        probe.fill(mask_W)
+        if probe.failed or not (probe.ended or mask_W.any()):
+            why = probe.failed or "no token of the model can begin it"
+            raise RequestError(f"The {NAMES[grammar.kind]} cannot be used: {why}.")
+        return found
 
 
 class Matcher:
@@ -171,11 +150,13 @@ class Matcher:
 
     def accept(self, token: int) -> bool:
         """Take ``token``; False, and nothing has changed, when it may not come."""
-        if self._finished or self.failed:
+        if self._finished:
             return False
         if token in self._ends:
-            self._finished = bool(self._inner.is_accepting())
+            self._finished = bool(self.failed) or bool(self._inner.is_accepting())
             return self._finished
+        if self.failed:
+            return False
         taken = self._inner.try_consume_tokens([token]) == 1
         self._look_for_errors()
         return taken
@@ -206,19 +187,14 @@ class Matcher:
 
     def _look_for_errors(self) -> None:
         if self._inner.is_error():
-            self.failed = _reason(self._inner.get_error())
+            self.failed = reason_of(self._inner.get_error())
 
 
-class _Vocabulary:
-    """What llguidance asks of a tokenizer."""
-
-    is_tokenizer_wrapper = True
+class _Vocabulary(ByteVocabulary):
+    """The model's tokens."""
 
     def __init__(self, tokenizer: Tokenizer, tokens: list[bytes]) -> None:
-        self.tokens = [*tokens, b""]
-        self.eos_token_id = len(tokens)
-        self.bos_token_id = None
-        self.special_token_ids = [len(tokens)]
+        super().__init__(tokens)
         self._tokenizer = tokenizer
         self._ids = {token: index for index, token in enumerate(tokens) if token}
         self._longest = max(map(len, self._ids), default=0)
@@ -252,69 +228,3 @@ class _Vocabulary:
             else:
                 break  # no token begins so
         return ids
-
-
-def _notation(grammar: Grammar) -> str:
-    """``grammar`` in the notation of llguidance."""
-    name, longest = _NAMES[grammar.kind], _LONGEST[grammar.kind]
-    if len(grammar.source) > longest:
-        raise RequestError(
-            f"The {name} has {len(grammar.source):,} characters; at most {longest:,} are read."
-        )
-    match grammar.kind:
-        case "json":
-            schema = _read_json(grammar)
-            _check_schema(schema)
-            return str(LLMatcher.grammar_from_json_schema(json.dumps(schema), _JSON_OPTIONS))
-        case "regex":
-            return str(LLMatcher.grammar_from_regex(grammar.source))
-        case "choice":
-            choices = _read_json(grammar)
-            if not isinstance(choices, list) or not choices or not _all_texts(choices):
-                raise RequestError("The choice must be a list of one text or more, none empty.")
-            return "start: " + " | ".join(json.dumps(text) for text in dict.fromkeys(choices))
-        case "lark":
-            return grammar.source
-
-
-def _all_texts(values: list[Any]) -> bool:
-    return all(isinstance(value, str) and value for value in values)
-
-
-def _read_json(grammar: Grammar) -> Any:
-    try:
-        return json.loads(grammar.source)
-    except (ValueError, RecursionError) as error:
-        why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise RequestError(f"The {_NAMES[grammar.kind]} is not JSON: {why}.") from error
-
-
-def _check_schema(schema: Any) -> None:
-    """Refuse what would be fetched from elsewhere, or would take more stack than there is."""
-    if not isinstance(schema, dict | bool):
-        raise RequestError('The JSON schema must be an object, such as {"type": "object"}.')
-    level: list[Any] = [schema]
-    for _ in range(_DEEPEST):
-        level = [inner for value in level for inner in _inner(value)]
-        if not level:
-            return
-    raise RequestError(f"The JSON schema is nested too deeply: at most {_DEEPEST} levels are read.")
-
-
-def _inner(value: Any) -> Iterator[Any]:
-    if isinstance(value, dict):
-        target = value.get("$ref")
-        if isinstance(target, str) and not target.startswith("#"):
-            raise RequestError(
-                f"The JSON schema refers to {target[:80]!r}, which is not read from elsewhere; put "
-                'it under "$defs" and refer to it as "#/$defs/...".'
-            )
-        yield from value.values()
-    elif isinstance(value, list):
-        yield from value
-
-
-def _reason(error: str) -> str:
-    """The first line of an error of llguidance, as the end of a sentence."""
-    line = next((line for line in error.splitlines() if line.strip()), "it is wrong")
-    return line.strip().rstrip(".")[:300]

@@ -185,7 +185,8 @@ def _app(script: Script) -> Starlette:
             return JSONResponse({"object": "list", "data": [{"id": m} for m in script.models]})
         if path == "/api/info":
             about = {"name": "tiny", "version": "0.1.0", "context": 2048, "chat": True,
-                     "generates": True, "embeds": True, "database": False, "adapters": []}  # fmt: skip
+                     "generates": True, "embeds": True, "database": False,
+                     "adapters": []}  # fmt: skip
             return JSONResponse(about | script.info)
         if path == "/api/database":
             return JSONResponse(SCHEMA)

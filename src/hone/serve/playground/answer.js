@@ -119,7 +119,8 @@ export class Answer {
     if (first) add("factFirst", { ms: number(first - start, 0) });
     const made = this.usage?.completion_tokens ?? this.count ?? 0;
     if (made > 1 && last > first) {
-      add("factSpeed", { speed: number((1000 * (made - 1)) / (last - first), 1) });
+      const speed = (1000 * (made - 1)) / (last - first);
+      add("factSpeed", { speed: number(speed, speed < 100 ? 1 : 0) });
     }
     if (this.usage) {
       const cached = this.usage.prompt_tokens_details?.cached_tokens;

@@ -156,17 +156,17 @@ export class Chat {
   }
 
   cut(from) {
-    for (const { node } of this.messages.splice(from)) node.remove();
+    const removed = this.messages.splice(from);
+    for (const { node } of removed) node.remove();
+    return removed;
   }
 
   clear() {
     this.stop();
     this.stopper = null;
-    const old = this.messages;
-    this.cut(0);
+    const kept = this.cut(0);
     this.show();
     this.input.focus();
-    const kept = [...old];
     toast("cleared", () => {
       this.stop();
       this.stopper = null;

@@ -139,7 +139,7 @@ export class DatabasePane {
     $("#ask-send").disabled = !this.server.ready();
     $("#run-sql").disabled = busy || !this.server.ready() || this.sql.value.trim() === "";
     $("#copy-sql").disabled = this.sql.value === "";
-    $("#copy-rows").disabled = !(this.result?.rows.length > 0);
+    $("#copy-rows").hidden = !(this.result?.rows.length > 0);
     $("#query").hidden = this.result === null && this.sql.value === "";
   }
 }

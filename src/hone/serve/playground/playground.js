@@ -56,7 +56,7 @@ function showState(next, message = "") {
   const pill = $("#state");
   if (pill.dataset.state !== next) {
     pill.dataset.state = next;
-    say(pill, STATES[next] ?? STATES.loading);
+    for (const node of [pill, $("#waiting")]) say(node, STATES[next] ?? STATES.loading);
   }
   $("#news").hidden = !message;
   $("#news").textContent = message;
@@ -119,6 +119,7 @@ function showModels(names) {
   $("#model").replaceChildren(...options);
   if (names.includes(before)) $("#model").value = before;
   $("#model").hidden = names.length === 0;
+  $("#model").classList.toggle("single", names.length === 1);
 }
 
 $("#model").addEventListener("change", () => remember("model", $("#model").value));
@@ -159,6 +160,8 @@ function open(view) {
     $(`#tab-${name}`).setAttribute("aria-selected", name === view);
     $(`#tab-${name}`).tabIndex = name === view ? 0 : -1;
   }
+  $("#waiting").hidden = true;
+  document.body.dataset.view = view;
   hidePopover();
 }
 
@@ -196,6 +199,7 @@ function closeSettings() {
 $("#settings-close").addEventListener("click", closeSettings);
 narrow.addEventListener("change", () => showSettings(!narrow.matches));
 showSettings(!narrow.matches);
+$("#schema-box").open = !narrow.matches;
 
 /* Escape takes back the last thing that appeared: a popover, the settings, an answer. */
 document.addEventListener("keydown", (event) => {

@@ -109,6 +109,13 @@ def _as_token(piece: bytes, logprob: float) -> dict[str, Any]:
     return {"token": piece.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(piece)}
 
 
+def _named(piece: bytes) -> str:
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
+
+
 def _chunk(script: Script, i: int, text: str, kind: str, logprobs: bool) -> dict[str, Any]:
     piece = script.pieces[i]
     logprob = script.logprobs[i] if i < len(script.logprobs) else math.log(0.9)
@@ -121,12 +128,11 @@ def _chunk(script: Script, i: int, text: str, kind: str, logprobs: bool) -> dict
     else:
         choice["text"] = text
         if logprobs:
+            top = {_named(other): p for other, p in _top(piece, logprob)}
             choice["logprobs"] = {
-                "tokens": [piece.decode("utf-8", "replace")],
+                "tokens": [_named(piece)],
                 "token_logprobs": [logprob],
-                "top_logprobs": [
-                    {other.decode("utf-8", "replace"): p for other, p in _top(piece, logprob)}
-                ],
+                "top_logprobs": [top],
                 "text_offset": [0],
             }
     return {"choices": [choice]}
@@ -160,6 +166,13 @@ async def _stream(script: Script, kind: str, logprobs: bool) -> AsyncIterator[st
     finally:
         if not finished and script.fault is None:
             script.cut_off += 1
+
+
+async def _query(script: Script) -> AsyncIterator[str]:
+    for word in script.result["sql"].split(" "):
+        await asyncio.sleep(script.pause)
+        yield f"data: {json.dumps({'delta': word + ' '})}\n\n"
+    yield f"data: {json.dumps(script.result)}\n\ndata: [DONE]\n\n"
 
 
 def _error(message: str, status: int, **headers: str) -> JSONResponse:
@@ -196,9 +209,11 @@ def _app(script: Script) -> Starlette:
             return _error("Too many requests wait already.", 429, **{"retry-after": "2"})
         if script.fault == "400":
             return _error("temperature is 9.0; give a number of at most 2.", 400)
-        if path.startswith("/api/database/"):
-            await asyncio.sleep(script.pause)
-            return JSONResponse(script.result | ({"sql": body["sql"]} if "sql" in body else {}))
+        if path == "/api/database/run":
+            return JSONResponse(script.result | {"sql": body["sql"]})
+        if path == "/api/database/ask":
+            events = _query(script)
+            return StreamingResponse(events, media_type="text/event-stream")
         kind = "chat" if path == "/v1/chat/completions" else "completion"
         stream = _stream(script, kind, "logprobs" in body)
         return StreamingResponse(stream, media_type="text/event-stream")

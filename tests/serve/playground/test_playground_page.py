@@ -171,7 +171,6 @@ def test_an_answer_streams_and_its_cost_is_told(visit: Open, script: Script) -> 
         "stream_options": {"include_usage": True},
         "logprobs": True,
         "top_logprobs": 5,
-        "temperature": 0.7,
         "max_tokens": 256,
     }
     assert page.text_content("#announcer") == "안녕 **big** <img src=x onerror=alert(1)>"
@@ -355,8 +354,20 @@ def test_parameters_are_sent_and_remembered_but_no_conversation(
             finish(page)
     assert "secret" not in page.evaluate("JSON.stringify(localStorage)")
     page.click("#reset")
-    assert page.input_value("#parameter-temperature") == "0.7"
+    assert page.input_value("#parameter-temperature") == "1"
     assert page.input_value("#parameter-schema") == ""
+
+
+def test_the_defaults_are_the_servers(visit: Open, script: Script) -> None:
+    script.info = {"context": 100, "defaults": {"temperature": 0.3, "top_p": 0.9}}
+    page = visit()
+    assert page.input_value("#parameter-temperature") == "0.3"
+    assert page.input_value("#parameter-max_tokens") == "100"
+    page.fill("#parameter-top_p", "1")
+    say(page, "hi")
+    finish(page)
+    sent = bodies(script)[0]
+    assert (sent.get("temperature"), sent["top_p"], sent["max_tokens"]) == (None, 1, 100)
 
 
 def test_a_parameter_that_cannot_be_read_is_told_and_nothing_is_sent(
@@ -417,6 +428,9 @@ def test_a_key_is_asked_for_and_forgotten_unless_told_otherwise(
 ) -> None:
     script.key = "열쇠 아님"
     page = visit(ready=False)
+    page.fill("#key", "열쇠")
+    page.press("#key", "Enter")
+    page.wait_for_selector("text=An API key is made of Latin letters")
     page.fill("#key", "wrong")
     page.press("#key", "Enter")
     page.wait_for_selector("text=The server does not accept this key.")
@@ -481,7 +495,7 @@ def test_a_database_is_asked_and_its_query_is_edited(visit: Open, script: Script
     page.click("#examples button")
     page.wait_for_selector("#rows td")
     assert script.asked == [
-        ("/api/database/ask", {"question": "도시별 매출 합계는?", "model": "tiny"})
+        ("/api/database/ask", {"question": "도시별 매출 합계는?", "model": "tiny", "stream": True})
     ]
     assert page.input_value("#sql") == ROWS["sql"]
     assert page.text_content("#sql-colours .sql-string") == "'제주'"
@@ -502,6 +516,23 @@ def test_a_database_is_asked_and_its_query_is_edited(visit: Open, script: Script
     page.click("#run-sql")
     page.wait_for_selector("#trouble >> text=no such column: amont")
     assert page.locator("#rows table").count() == 0
+
+
+def test_a_query_is_shown_while_it_is_written_and_can_be_stopped(
+    visit: Open, script: Script
+) -> None:
+    script.info, script.pause = {"database": True}, 0.03
+    page = visit()
+    page.fill("#question", "매출?")
+    page.press("#question", "Enter")
+    page.wait_for_function("document.querySelector('#sql').value.startsWith('SELECT city,')")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#database-state >> text=stopped")
+    assert page.input_value("#sql") != ROWS["sql"]
+    assert page.locator("#rows table").count() == 0
+    script.fault = "400"
+    page.click("#ask-send")
+    page.wait_for_selector("#trouble >> text=temperature is 9.0")
 
 
 # ---------------------------------------------------------------------------- for everybody

@@ -18,7 +18,9 @@
                                     chat: bool (has a chat template), generates: bool,
                                     embeds: bool, database: bool, adapters: [text],
                                     quantization: text | null, dtype: text | null,
-                                    speculation: text | null}
+                                    speculation: text | null,
+                                    defaults: {temperature, top_p, ...: what holds where a request
+                                               says nothing}}
    GET  api/database               {name: text,
                                     tables: [{name, is_view, rows: number | null,
                                               labels: {en: [text], ko: [text]},
@@ -29,18 +31,19 @@
                                                     inferred: bool}],
                                     notes: [text], questions: [text] (examples; may be empty)}
                                    404 where there is no database
-   POST api/database/ask           {question, model?} ->
    POST api/database/run           {sql} ->
                                    {sql, columns: [text], rows: [[value]], truncated: bool,
                                     error: text | null, seconds}
+   POST api/database/ask           {question, model?, stream: true} -> events: {delta: text} while
+                                   the model writes the query, then the same as from run, [DONE]
         200 also when the query did not run: then error says why, and columns and rows are empty.
-        A value is null, a number, or a text; whole numbers beyond 2^53 and blobs come as text.
+        A value is null, a number, true or false, or a text; whole numbers beyond 2^53 and blobs come as text.
         seconds is how long the query ran.
 
    POST v1/chat/completions        as OpenAI has it, with stream: true,
                                    stream_options: {include_usage: true}, logprobs: true,
                                    top_logprobs: 5; and top_k, min_p, repetition_penalty where they
-                                   are not neutral. Structured output: response_format {type:
+                                   are not the defaults. Structured output: response_format {type:
                                    "json_schema", json_schema: {name, schema, strict: true}}.
    POST v1/completions             the same with prompt and logprobs: 5; response_format too.
 
@@ -71,15 +74,14 @@ export const getModels = async () => (await getJson("v1/models")).data.map((mode
 export const getInfo = () => getJson("api/info");
 export const getDatabase = () => getJson("api/database");
 export const askDatabase = (question, model, signal) =>
-  postJson("api/database/ask", { question, model }, signal);
-export const runQuery = (sql, signal) => postJson("api/database/run", { sql }, signal);
+  stream("api/database/ask", { question, model, stream: true }, signal);
+
+export async function runQuery(sql, signal) {
+  return readJson(await send("api/database/run", { ...asPost({ sql }), signal }, true));
+}
 
 async function getJson(path) {
   return readJson(await send(path, { signal: AbortSignal.timeout(TIMEOUT_MS) }, true));
-}
-
-async function postJson(path, body, signal) {
-  return readJson(await send(path, { ...asPost(body), signal }, true));
 }
 
 async function readJson(response) {
@@ -105,8 +107,7 @@ async function send(path, options, mustBeOk = false) {
     response = await fetch(path, { ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    // A key with letters that a header cannot hold is refused by fetch before anything is sent.
-    throw new ApiError(t(/headers/i.test(error.message) ? "errorKey" : "errorUnreachable"));
+    throw new ApiError(t("errorUnreachable"));
   }
   if (mustBeOk && !response.ok) throw await asError(response);
   return response;
@@ -159,6 +160,7 @@ function parseEvent(data) {
   } catch {
     throw new ApiError(t("errorUnreadable"));
   }
-  if (event.error) throw new ApiError(event.error.message ?? t("errorBroken"));
+  // An event with an error that is a text tells of a query, not of the request.
+  if (event.error?.message) throw new ApiError(event.error.message);
   return event;
 }

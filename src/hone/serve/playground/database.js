@@ -1,6 +1,6 @@
 /* The database pane: what is in it, a question, the SQL that the model wrote, the rows. */
 
-import { askDatabase, getDatabase, runQuery } from "./api.js";
+import { ApiError, askDatabase, getDatabase, runQuery } from "./api.js";
 import { $, announce, copy, el, problem, sendOnEnter } from "./dom.js";
 import { schemaTree } from "./schema.js";
 import { highlight } from "./sql.js";
@@ -37,9 +37,13 @@ export class DatabasePane {
     return this.stopper !== null;
   }
 
-  /** Read the schema; errors are the caller's. */
   async load() {
-    this.schema = await getDatabase();
+    try {
+      this.schema = await getDatabase();
+    } catch (error) {
+      $("#schema").replaceChildren(problem(error, () => this.load()));
+      return;
+    }
     this.relabel();
     const examples = (this.schema.questions ?? []).slice(0, 6).map((text) =>
       el("button", {
@@ -69,9 +73,24 @@ export class DatabasePane {
   ask() {
     const question = this.question.value.trim();
     if (!question) return;
-    this.fetch((signal) => askDatabase(question, this.server.model(), signal), "thinking", () =>
-      this.ask(),
-    );
+    this.fetch((signal) => this.write(question, signal), "thinking", () => this.ask());
+  }
+
+  /** Show the query while the model writes it; gives the whole answer. */
+  async write(question, signal) {
+    let sql = "";
+    let answer = null;
+    for await (const event of askDatabase(question, this.server.model(), signal)) {
+      if (event.delta === undefined) {
+        answer = event;
+      } else {
+        sql += event.delta;
+        this.sql.value = sql;
+        this.paint();
+      }
+    }
+    if (!answer) throw new ApiError(t("errorBroken"));
+    return answer;
   }
 
   run() {

@@ -5,7 +5,7 @@ import { Chat } from "./chat.js";
 import { Completion } from "./completion.js";
 import { DatabasePane } from "./database.js";
 import { $, el } from "./dom.js";
-import { buildSettings, limitTokens } from "./settings.js";
+import { adoptSettings, buildSettings } from "./settings.js";
 import { recall, remember } from "./store.js";
 import { number, say, startLanguage, switchLanguage } from "./text.js";
 import { hidePopover, watchTokens } from "./tokens.js";
@@ -75,6 +75,7 @@ async function watch() {
       else if (before !== "key") await load();
     } catch (error) {
       if (error.status === 401) askForKey();
+      else if (error.status === 503) showState("loading");
       else showState("unreachable", error.status ? error.message : "");
     }
     pause = state === "ready" ? CALM_MS : before === "ready" ? SOON_MS : Math.min(pause * 1.6, MOST_MS);
@@ -93,7 +94,7 @@ async function load() {
   info = await getInfo();
   showModels(await getModels());
   if (info.database) await panes.database.load();
-  if (info.context) limitTokens(info.context);
+  adoptSettings(info);
   const possible = { chat: info.chat, completion: info.generates, database: info.database };
   for (const view of VIEWS) $(`#tab-${view}`).hidden = !possible[view];
   const wanted = recall("view", info.database ? "database" : "chat");
@@ -138,7 +139,13 @@ function askForKey() {
 
 $("#access").addEventListener("submit", (event) => {
   event.preventDefault();
-  access.key = $("#key").value.trim();
+  const key = $("#key").value.trim();
+  // Headers hold no other letters.
+  if (/[^\x21-\x7e]/.test(key)) {
+    say($("#access-text"), "errorKey");
+    return;
+  }
+  access.key = key;
   remember("key", $("#key-remember").checked ? access.key : undefined);
   $("#key").value = "";
   showState("loading");

@@ -4,36 +4,30 @@ import { $, el } from "./dom.js";
 import { recall, remember } from "./store.js";
 import { say, t } from "./text.js";
 
-/* `neutral` values change nothing and are not sent. */
+/* `value` is what the server takes where a request says nothing; of max_tokens it is ours. */
 const NUMBERS = [
-  { name: "temperature", min: 0, max: 2, step: 0.05, value: 0.7 },
-  { name: "top_p", min: 0.01, max: 1, step: 0.01, value: 1, neutral: 1 },
-  { name: "top_k", min: 0, max: 200, step: 1, value: 0, neutral: 0 },
-  { name: "min_p", min: 0, max: 1, step: 0.01, value: 0, neutral: 0 },
+  { name: "temperature", min: 0, max: 2, step: 0.05, value: 1 },
+  { name: "top_p", min: 0.01, max: 1, step: 0.01, value: 1 },
+  { name: "top_k", min: 0, max: 200, step: 1, value: 0 },
+  { name: "min_p", min: 0, max: 1, step: 0.01, value: 0 },
   { name: "max_tokens", min: 1, max: 4096, step: 1, value: 256 },
-  { name: "repetition_penalty", min: 0.5, max: 2, step: 0.05, value: 1, neutral: 1 },
-  { name: "presence_penalty", min: -2, max: 2, step: 0.1, value: 0, neutral: 0 },
-  { name: "frequency_penalty", min: -2, max: 2, step: 0.1, value: 0, neutral: 0 },
+  { name: "repetition_penalty", min: 0.5, max: 2, step: 0.05, value: 1 },
+  { name: "presence_penalty", min: -2, max: 2, step: 0.1, value: 0 },
+  { name: "frequency_penalty", min: -2, max: 2, step: 0.1, value: 0 },
 ];
 const TEXTS = ["seed", "stop", "schema"];
 const MOST_SEED = Number.MAX_SAFE_INTEGER;
 
-const values = {};
+let chosen = {}; // name -> what was set by hand
 const fields = {}; // name -> function that shows the value
 let tokensShown = true;
 
 /** Build the fields inside `box` and fill them with what was used last. */
 export function buildSettings(box) {
   const before = recall("parameters", {});
-  for (const parameter of NUMBERS) {
-    const old = before[parameter.name];
-    values[parameter.name] = Number.isFinite(old) ? clamp(parameter, old) : parameter.value;
-    box.append(numberField(parameter));
-  }
-  for (const name of TEXTS) {
-    values[name] = typeof before[name] === "string" ? before[name] : "";
-    box.append(textField(name));
-  }
+  for (const { name } of NUMBERS) if (Number.isFinite(before[name])) chosen[name] = before[name];
+  for (const name of TEXTS) if (typeof before[name] === "string") chosen[name] = before[name];
+  box.append(...NUMBERS.map(numberField), ...TEXTS.map(textField));
   tokensShown = recall("tokens", true);
   const toggle = $("#show-tokens");
   toggle.checked = tokensShown;
@@ -45,25 +39,28 @@ export function buildSettings(box) {
   toggle.addEventListener("change", apply);
   apply();
   $("#reset").addEventListener("click", () => {
-    for (const { name, value } of NUMBERS) set(name, value);
-    for (const name of TEXTS) set(name, "");
+    chosen = {};
+    remember("parameters", chosen);
     for (const show of Object.values(fields)) show();
   });
 }
 
-/** No more tokens can be asked for than the model has context. */
-export function limitTokens(context) {
-  const parameter = NUMBERS.find(({ name }) => name === "max_tokens");
-  parameter.max = context;
-  values.max_tokens = clamp(parameter, values.max_tokens);
-  fields.max_tokens();
+/** Take the server's own defaults, and no more tokens than the model has context. */
+export function adoptSettings({ context, defaults = {} }) {
+  for (const parameter of NUMBERS) {
+    if (parameter.name === "max_tokens" && context) parameter.max = context;
+    parameter.value = defaults[parameter.name] ?? parameter.value;
+  }
+  for (const show of Object.values(fields)) show();
 }
 
 const clamp = ({ min, max }, value) => Math.min(max, Math.max(min, value));
+const valueOf = (parameter) => clamp(parameter, chosen[parameter.name] ?? parameter.value);
+const textOf = (name) => chosen[name] ?? "";
 
 function set(name, value) {
-  values[name] = value;
-  remember("parameters", values);
+  chosen[name] = value;
+  remember("parameters", chosen);
 }
 
 function numberField(parameter) {
@@ -75,7 +72,7 @@ function numberField(parameter) {
   const show = () => {
     for (const field of [slider, box]) {
       field.max = parameter.max;
-      field.value = values[name];
+      field.value = valueOf(parameter);
     }
   };
   const take = (field) => {
@@ -86,7 +83,7 @@ function numberField(parameter) {
   slider.addEventListener("input", () => (take(slider), show()));
   box.addEventListener("input", () => {
     take(box);
-    slider.value = values[name];
+    slider.value = valueOf(parameter);
   });
   // Half-typed numbers stay as they are until the field is left.
   box.addEventListener("change", show);
@@ -105,7 +102,7 @@ function textField(name) {
       : el("textarea", { id, rows: name === "schema" ? 5 : 2, spellcheck: false });
   input.setAttribute("aria-describedby", hint.id);
   const show = () => {
-    input.value = values[name];
+    input.value = textOf(name);
     check(name, input, hint);
   };
   input.addEventListener("input", () => {
@@ -119,7 +116,7 @@ function textField(name) {
 }
 
 function check(name, input, hint) {
-  const wrong = PARSERS[name](values[name]) === undefined;
+  const wrong = PARSERS[name](textOf(name)) === undefined;
   input.setAttribute("aria-invalid", wrong);
   say(hint, wrong ? `wrong.${name}` : `hint.${name}`);
 }
@@ -152,12 +149,13 @@ const PARSERS = {
  */
 export function request(logprobs) {
   const body = tokensShown ? { ...logprobs } : {};
-  for (const { name, neutral } of NUMBERS) {
-    if (values[name] !== neutral) body[name] = values[name];
+  for (const parameter of NUMBERS) {
+    const { name, value } = parameter;
+    if (name === "max_tokens" || valueOf(parameter) !== value) body[name] = valueOf(parameter);
   }
   const parsed = {};
   for (const name of TEXTS) {
-    parsed[name] = PARSERS[name](values[name]);
+    parsed[name] = PARSERS[name](textOf(name));
     if (parsed[name] === undefined) throw new Error(`${t(`parameter.${name}`)}: ${t(`wrong.${name}`)}`);
   }
   if (parsed.seed !== null) body.seed = parsed.seed;

@@ -3,15 +3,19 @@
 import { $, el } from "./dom.js";
 import { language, t } from "./text.js";
 
-// A token is looked for so many characters after the one before it.
-const MOST_SKIPPED = 8;
 const encoder = new TextEncoder();
 
 /** One token as the page keeps it: {bytes, logprob, top: [{bytes, logprob}]}. */
 const kept = (token) => ({
-  bytes: Uint8Array.from(token.bytes ?? encoder.encode(token.token)),
+  bytes: Uint8Array.from(token.bytes ?? bytesOf(token.token)),
   logprob: token.logprob,
 });
+
+/** Completions have no bytes; they name a part of a character as bytes:\xeb\x9d. */
+function bytesOf(text) {
+  if (!/^bytes:(\\x[0-9a-f]{2})+$/i.test(text)) return encoder.encode(text);
+  return text.match(/[0-9a-f]{2}(?=\\|$)/gi).map((hex) => Number.parseInt(hex, 16));
+}
 
 /** The tokens of one chunk of chat. */
 export const chatTokens = (logprobs) =>
@@ -55,25 +59,15 @@ export class Placement {
   }
 
   place(text, piece) {
-    // Completions have no bytes: a part of a character comes as U+FFFD, and belongs to what is
-    // skipped. Servers drop the space with which some tokenizers begin a text.
-    const whole = piece.replace(/^\ufffd+|\ufffd+$/g, "");
-    if (whole === "") return;
-    const [start, found] = [whole, whole.trimStart()]
-      .map((part) => [part ? text.indexOf(part, this.end) : -1, part])
-      .find(([at]) => at >= 0 && at - this.end <= MOST_SKIPPED) ?? [-1, ""];
-    // The token that ends an answer has no text.
-    if (start > this.end) {
-      this.add(start, this.half.slice(0, -1));
-      this.half = this.half.slice(-1);
+    // The space with which some tokenizers begin a text is dropped from it, and the token that
+    // ends an answer is no part of it.
+    const found = [piece, piece.trimStart()].find((part) => part && text.startsWith(part, this.end));
+    if (found) {
+      const start = this.end;
+      this.end += found.length;
+      this.spans.push({ start, end: this.end, tokens: this.half });
     }
-    if (start >= 0) this.add(start + found.length, this.half);
     this.half = [];
-  }
-
-  add(end, tokens) {
-    if (tokens.length > 0) this.spans.push({ start: this.end, end, tokens });
-    this.end = end;
   }
 }
 

@@ -51,6 +51,8 @@ class Grammars:
             tokens[end] = b""
         self.vocab_size = size
         self.words = (size + 31) // 32
+        # Those of llguidance's masks, exactly: its own end may need one word more.
+        self._inner_words = size // 32 + 1
         self._end_ids = frozenset(end_ids)
         # llguidance's own end is an id behind the last: which tokens end is a matter of requests.
         self._tokenizer = _Vocabulary(tokenizer, tokens).tokenizer()
@@ -75,7 +77,7 @@ class Grammars:
             RequestError: as :meth:`compile`.
         """
         prototype = self._prototype(grammar)
-        return Matcher(prototype.deep_copy(), self._end_ids.union(ends), self.words)
+        return Matcher(prototype.deep_copy(), self._end_ids.union(ends), self._inner_words)
 
     def fill(self, matchers: Sequence["Matcher | None"], mask_RW: Mask) -> None:
         """The bitmasks of many outputs at once; a row without a matcher becomes -1, all allowed."""
@@ -101,7 +103,7 @@ class Grammars:
         if isinstance(found, str):
             raise RequestError(f"The {NAMES[grammar.kind]} cannot be used: {found}.")
         mask_W = np.zeros(self.words, np.int32)
-        probe = Matcher(found.deep_copy(), self._end_ids, self.words)
+        probe = Matcher(found.deep_copy(), self._end_ids, self._inner_words)
         probe.fill(mask_W)
         if probe.failed or not (probe.ended or mask_W.any()):
             why = probe.failed or "no token of the model can begin it"
@@ -122,8 +124,7 @@ class Matcher:
 
     def __init__(self, inner: LLMatcher, ends: frozenset[int], words: int) -> None:
         self._inner, self._ends = inner, ends
-        # One word more may be needed for llguidance's own end.
-        self._scratch_W = np.zeros(words + 1, np.int32)
+        self._scratch_W = np.zeros(words, np.int32)
         self._finished = False
         self.failed = ""
 
@@ -171,7 +172,7 @@ class Matcher:
 
     def copy(self) -> "Matcher":
         """Another matcher that stands where this one does."""
-        made = Matcher(self._inner.deep_copy(), self._ends, len(self._scratch_W) - 1)
+        made = Matcher(self._inner.deep_copy(), self._ends, len(self._scratch_W))
         made._finished, made.failed = self._finished, self.failed
         return made
 

@@ -211,15 +211,16 @@ def test_length_is_told_as_the_reason(api, engine):
 
 
 def test_every_form_of_a_message_is_read(api, engine):
-    api.chat.completions.create(
-        model="tiny",
-        messages=[
-            {"role": "developer", "content": "짧게 답해."},
-            {"role": "user", "content": [{"type": "text", "text": "서"}, {"type": "text", "text": "울"}]},
-            {"role": "assistant", "content": None, "tool_calls": [{"id": "call_1", "type": "function", "function": {"name": "날씨", "arguments": '{"도시": "서울"}'}}]},
-            {"role": "tool", "tool_call_id": "call_1", "content": "맑음"},
-        ],
-    )  # fmt: skip
+    function = {"name": "날씨", "arguments": '{"도시": "서울"}'}
+    parts = [{"type": "text", "text": "서"}, {"type": "text", "text": "울"}]
+    call = {"id": "call_1", "type": "function", "function": function}
+    messages = [
+        {"role": "developer", "content": "짧게 답해."},
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "맑음"},
+    ]
+    api.chat.completions.create(model="tiny", messages=messages)
     text = engine.tokenizer.decode(engine.requests[0].prompt, skip_special_tokens=False)
     assert text == (
         "<|im_start|>system\n짧게 답해.<|im_end|>\n<|im_start|>user\n서울<|im_end|>\n"
@@ -279,7 +280,7 @@ def test_structured_output_parses_with_the_clients_own_helper(api, engine):
     [
         ({"response_format": {"type": "json_object"}}, "json", '{"type": "object"}'),
         (
-            {"response_format": {"type": "json_schema", "json_schema": {"name": "w", "schema": WEATHER}}},
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": WEATHER}}},
             "json",
             json.dumps(WEATHER, ensure_ascii=False),
         ),

@@ -86,6 +86,5 @@ def test_decode_attention_equals_its_reference(dtype, heads, kv_heads):
 
 def test_a_cache_that_does_not_fit_is_refused_with_a_sentence():
     cache = RowCache(CONFIG, 1, torch.float32)
-    cache.begin([2**46])
     with pytest.raises(CapacityError, match="no memory"):
-        cache.attend(0, torch.zeros(1, 40), None, RULE, None)
+        cache.begin([2**46])

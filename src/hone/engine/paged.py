@@ -99,10 +99,17 @@ class PagedCache:
         self._rows = rows
         self._plans: dict[tuple[int | None, bool], Plan] = {}
         self._added: dict[tuple[int, int], Tensor] = {}
+        positions = [np.array(row.depths(), dtype=np.int64) + row.held for row in rows]
+        lengths = [
+            np.maximum(row.floor, at + 1) if row.floor else np.full(row.new, row.held + row.new)
+            for row, at in zip(rows, positions, strict=True)
+        ]
+        self.states.begin([row.slot for row in rows])
+        if not self._pools:
+            rows, source_new = [], ()  # states have no blocks
         size, heads = self.block_size, np.arange(self._config.num_key_value_heads)
         places = [self._places(row.table, row.held, row.held + row.new) for row in rows]
         sources = [self._places(rows[i].source_table, 0, rows[i].source_length) for i in source_new]
-        positions = [np.array(row.depths(), dtype=np.int64) + row.held for row in rows]
         # Blocks that are begun and not filled: what an earlier owner left in them is multiplied by
         # probabilities of zero, and must be numbers.
         begun: list[tuple[Sequence[int], int]] = [
@@ -121,18 +128,16 @@ class PagedCache:
                 for some in (places, sources)
             )
         ]
-        lengths = np.array([row.held + row.new for row in rows], dtype=np.int64)
         sent = send(
             [
                 *vectors,
                 np.concatenate([empty, *positions]),
-                lengths.repeat([row.new for row in rows]),
+                np.concatenate([empty, *lengths]),
                 np.array([table[at // size] for table, at in begun]),
             ],
             self._device,
         )
         self._vectors, self._source_vectors, self._positions, self._lengths, self._begun = sent
-        self.states.begin([row.slot for row in rows])
 
     @property
     def bounds(self) -> list[int]:

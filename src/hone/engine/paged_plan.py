@@ -4,6 +4,7 @@ Shapes: n tiles of T queries that see up to W blocks each, P pairs of a tile and
 that belong to a tile; bs slots of a block, K key/value heads.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,8 @@ LONGEST_TILE = 16
 _GAP, _LEAST_SHARE, _SHORTEST_RUN = 8, 0.5, 4
 # Numbers that are copied, or scores that are computed, at once: 64 MiB.
 _AT_ONCE = 1 << 24
+# Numbers that a softmax adds up at a time, at most.
+_LANES = 16
 
 
 @dataclass(slots=True)
@@ -38,6 +41,8 @@ class Row:
             it; -1 for what is held. None for a chain.
         source_table, source_length: the blocks of its source, and its length.
         slot: its place in the pools of states.
+        floor: where rotary angles depend on a token's length, that is its own place in the
+            sequence, and this at least; 0 for the whole length of the pass.
     """
 
     table: list[int]
@@ -47,6 +52,7 @@ class Row:
     source_table: Sequence[int] = ()
     source_length: int = 0
     slot: int = 0
+    floor: int = 0
 
     def depths(self) -> Sequence[int]:
         """How far behind what is held each new token stands."""
@@ -112,6 +118,18 @@ class Planner:
     rows: int = 1
     fixed: bool = False
 
+    @property
+    def step(self) -> int:
+        """Tiles see whole steps of so many blocks: a softmax adds up several numbers at a time, so
+        that a position's place among them must not depend on where its tile begins.
+        """
+        return _LANES // math.gcd(_LANES, self.block_size)
+
+    def _first_block(self, position: int, window: int | None) -> int:
+        """The first block that a query sees something of, or one a little before it."""
+        low = 0 if window is None else max(0, position - window + 1) // self.block_size
+        return low // self.step * self.step
+
     def plan(self, rows: Sequence[Row], window: int | None, source: bool) -> Plan:
         """The tiles of a pass, to what a sequence holds or to its source."""
         plan = Plan()
@@ -155,10 +173,9 @@ class Planner:
         window: int | None,
         source: bool,
     ) -> _Tile:
-        size, low = self.block_size, 0
+        size = self.block_size
         end = row.source_length if source else position + len(tokens)
-        if window is not None and not source:
-            low = max(0, position - window + 1) // size
+        low = 0 if source else self._first_block(position, window)
         positions = list(range(position, position + len(tokens)))
         return _Tile(list(tokens), positions, low * size, end, table[low : -(-end // size)])
 
@@ -166,7 +183,7 @@ class Planner:
         """A token of a tree; its ancestors are collected to where a chain would have them."""
         size, chain = self.block_size, np.array(row.chain(token))
         position = row.held + len(chain) - 1
-        low = 0 if window is None else max(0, position - window + 1) // size
+        low = self._first_block(position, window)
         whole = max(row.held // size, low)  # the first block that is collected
         at = np.arange(whole * size, (position // size + 1) * size)
         behind = at >= row.held
@@ -186,7 +203,8 @@ class Planner:
     ) -> list[Tiles]:
         """Tiles in as few products as memory allows."""
         counts = np.array([len(tile.blocks) + len(tile.collected) for tile in tiles])
-        width, block = int(counts.max()), self.kv_heads * self.block_size * self.head
+        width = -(-int(counts.max()) // self.step) * self.step
+        block = self.kv_heads * self.block_size * self.head
         entries = np.array([block for tile in tiles for block in tile.blocks], dtype=np.int64)
         runs, copied = _runs(entries)
         scores = len(tiles) * queries * self.heads * width * self.block_size

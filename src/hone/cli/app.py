@@ -22,6 +22,7 @@ from hone.cli.push import push
 from hone.cli.quantize import quantize
 from hone.cli.run import run
 from hone.cli.runs import runs
+from hone.cli.serve import serve
 from hone.cli.show import show
 from hone.core import progress
 from hone.core.errors import ConfigError, HoneError, RequestError
@@ -70,6 +71,7 @@ app.command("plan")(plan)
 app.command("push")(push)
 app.command("runs")(runs)
 app.command("finetune")(finetune)
+app.command("serve")(serve)
 app.add_typer(data, name="data")
 app.add_typer(bench, name="bench")
 

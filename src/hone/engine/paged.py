@@ -108,13 +108,14 @@ class PagedCache:
         if not self._pools:
             rows, source_new = [], ()  # states have no blocks
         size, heads = self.block_size, np.arange(self._config.num_key_value_heads)
-        places = [self._places(row.table, row.held, row.held + row.new) for row in rows]
+        paged = rows if self._pools else []  # states have slots, and no table
+        places = [self._places(row.table, row.held, row.held + row.new) for row in paged]
         sources = [self._places(rows[i].source_table, 0, rows[i].source_length) for i in source_new]
         # Blocks that are begun and not filled: what an earlier owner left in them is multiplied by
         # probabilities of zero, and must be numbers.
         begun: list[tuple[Sequence[int], int]] = [
             (row.table, end - 1)
-            for row in rows
+            for row in paged
             if (end := row.held + row.new) % size and (end - 1) // size * size >= row.held < end
         ]
         begun += [

@@ -172,16 +172,13 @@ async def _pieces(reader: asyncio.StreamReader, headers: dict[str, str]) -> Asyn
     if headers.get("transfer-encoding", "").lower() == "chunked":
         while True:
             line = await reader.readuntil(b"\r\n")
-            try:
-                size = int(line.partition(b";")[0], 16)
-            except ValueError as error:
-                raise RequestFailedError("not the protocol", f"a chunk of {line!r}") from error
+            size = _size(line.partition(b";")[0].decode("latin-1"), 16)
             piece = await reader.readexactly(size + 2)
             if size == 0:
                 return
             yield piece[:-2]
     elif "content-length" in headers:
-        left = int(headers["content-length"])
+        left = _size(headers["content-length"], 10)
         while left:
             piece = await reader.read(min(left, _LINE))
             if not piece:
@@ -191,6 +188,16 @@ async def _pieces(reader: asyncio.StreamReader, headers: dict[str, str]) -> Asyn
     else:
         while piece := await reader.read(_LINE):
             yield piece
+
+
+def _size(text: str, base: int) -> int:
+    try:
+        size = int(text, base)
+    except ValueError:
+        size = -1
+    if size < 0:
+        raise RequestFailedError("not the protocol", f"{text.strip()!r} for a number of bytes")
+    return size
 
 
 def _refused(status: int, headers: dict[str, str], answer: bytes) -> RequestFailedError:

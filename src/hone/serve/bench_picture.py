@@ -48,7 +48,8 @@ def draw(measured: Measured, report: Report, file: Path, title: str) -> None:
         _line(places["itl"], means, _GREEN, "mean of each request")
         _limit(places["itl"], limits.itl)
     for name in ("ttft", "itl"):
-        places[name].legend(fontsize=8, frameon=False, loc="upper left")
+        if places[name].get_legend_handles_labels()[0]:
+            places[name].legend(fontsize=8, frameon=False, loc="upper left")
     _over_time(places["time"], measured)
     figure.suptitle(f"{title}\n{_sentence(report)}", fontsize=10, x=0.01, ha="left")
     with atomic_path(file) as temporary:

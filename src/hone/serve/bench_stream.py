@@ -209,7 +209,7 @@ async def whole(target: Target, wanted: Ask) -> dict[str, Any]:
     return answer
 
 
-async def alone(target: Target, wanted: Ask) -> str:
+async def text_alone(target: Target, wanted: Ask) -> str:
     """The text of the answer to a request without a stream.
 
     Raises:

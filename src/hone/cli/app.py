@@ -16,6 +16,7 @@ from hone.cli.data import data
 from hone.cli.demo import demo
 from hone.cli.finetune import finetune
 from hone.cli.generate import generate
+from hone.cli.medusa import medusa
 from hone.cli.merge import merge
 from hone.cli.plan import plan
 from hone.cli.push import push
@@ -72,6 +73,7 @@ app.command("push")(push)
 app.command("runs")(runs)
 app.command("finetune")(finetune)
 app.command("serve")(serve)
+app.command("medusa")(medusa)
 app.add_typer(data, name="data")
 app.add_typer(bench, name="bench")
 

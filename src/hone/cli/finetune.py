@@ -93,7 +93,7 @@ def finetune(
         "max_length": max_length,
         "train_on": train_on,
         "memory": None if memory is None else read_size(memory, "--memory"),
-        "columns": _columns(columns or []),
+        "columns": read_columns(columns or []),
     }
     given = override({k: v for k, v in given.items() if v is not None}, assignments or ())
     options = parse(FinetuneOptions, given, "hone finetune", assignments or ())
@@ -115,7 +115,8 @@ def finetune(
         _show_results(tuning, Console())
 
 
-def _columns(pairs: list[str]) -> dict[str, str]:
+def read_columns(pairs: list[str]) -> dict[str, str]:
+    """What ``--column`` says; raises :class:`ConfigError` where that is not name=name."""
     from hone.core.errors import ConfigError
 
     found = {}

@@ -32,6 +32,7 @@ FOLDERS = (
     "train",
     "checkpoint",
     "adapter",
+    "medusa",
     "after",
     "eval",
     "int8",

@@ -5,7 +5,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,10 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 import hone.serve
+
+READY = '#state[data-state="ready"]'
+ANSWER = ".message.assistant:last-child .answer"
+Open = Callable[..., Any]  # the fixture `visit`
 
 PAGE = Path(hone.serve.__file__).parent / "playground"
 # What the comment at the top of api.js asks of a server.
@@ -247,3 +251,20 @@ def scripted_server() -> Iterator[tuple[str, Script]]:
     finally:
         server.should_exit = True
         thread.join(5)
+
+
+def say(page: Any, text: str) -> None:
+    page.fill("#message", text)
+    page.press("#message", "Enter")
+
+
+def finish(page: Any, usage: bool = True) -> str:
+    """Wait for the last answer's end, and give its text."""
+    page.wait_for_selector(f"{ANSWER}:not(.writing)", state="attached")
+    if usage:
+        page.wait_for_selector(".message.assistant:last-child .facts >> text=/7 \\+/")
+    return page.text_content(ANSWER)
+
+
+def bodies(script: Script) -> list[dict[str, Any]]:
+    return [body for _, body in script.asked]

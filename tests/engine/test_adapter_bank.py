@@ -138,7 +138,7 @@ def test_adapters_come_and_go(folders):
 def test_bits_do_not_depend_on_the_batch_when_exact(folders):
     model = make_model()
     bank = _bank(model, folders, exact=True)
-    row_counts = bank.row_counts()
+    row_counts = bank.row_counts
     assert row_counts
     ids, names = _ids(LENGTHS), NAMES
     together = _pass(model, bank, names, ids, row_counts)

@@ -21,7 +21,12 @@ AdapterRuns = Sequence[tuple[str | None, int]]
 
 
 class AdapterBank:
-    """The adapters of a model that rows of a pass may have, each its own."""
+    """The adapters of a model that rows of a pass may have, each its own.
+
+    Attributes:
+        row_counts: of the model with its adapters, see :func:`safe_row_counts`; empty without
+            exactness, and where nothing was loaded yet.
+    """
 
     def __init__(self, model: Model, exact: bool = False) -> None:
         """No adapter.
@@ -32,6 +37,7 @@ class AdapterBank:
         self._model, self._exact = model, exact
         self._updates: dict[str, dict[str, LowRank]] = {}
         self._numbers: dict[str, int] = {}
+        self.row_counts: RowCounts = ()
         self._tokens, self._sources = (Runs(exact, model.device) for _ in range(2))
 
     @property
@@ -45,7 +51,8 @@ class AdapterBank:
         Raises:
             CheckpointError: a missing, truncated or foreign file, an adapter of another model, or
                 one that changes more than linear layers.
-            ConfigError: the name is taken, or the model has an adapter in use.
+            ConfigError: the name is taken, the model has an adapter in use, or with it no exactness
+                is to be had.
         """
         adapters = adapters_of(self._model)
         if name in self._updates or name in adapters.adapters:
@@ -65,6 +72,15 @@ class AdapterBank:
             set_adapter(self._model, None)
             del adapters.adapters[name]
             self._build()
+        if self._exact:
+            row_counts = self._measured()
+            if row_counts is None:
+                self.unload(name)
+                raise ConfigError(
+                    f"{path}: with this adapter's rank no number of rows gives the same bits as "
+                    "others on this machine; use it without exactness."
+                )
+            self.row_counts = row_counts
 
     def unload(self, name: str) -> None:
         """Forget an adapter.
@@ -90,8 +106,7 @@ class AdapterBank:
         self._sources.set([(self._number(name), count) for name, count in sources])
         return any(name is not None for name, _ in (*runs, *sources))
 
-    def row_counts(self) -> RowCounts | None:
-        """See :func:`safe_row_counts`; of the model with all adapters."""
+    def _measured(self) -> RowCounts | None:
         for runs in (self._tokens, self._sources):
             runs.set_all()
         try:

@@ -98,7 +98,8 @@ class Engine:
         from hone.engine.adapters import AdapterBank
 
         if self._runner.bank is None:
-            self._runner.bank = AdapterBank(self._model)
+            exact = bool(self._runner.row_counts)
+            self._runner.bank = AdapterBank(self._model, exact)
         return self._runner.bank
 
     @property

@@ -68,6 +68,7 @@ class Runner:
             self.cache.clear_slot(slot)
         works, device = step.works, self.model.device
         sources = [number for number, work in enumerate(works) if work.reads_source]
+        adapted = self._use_adapters(works, sources)
         source_ME = None
         if sources:
             assert isinstance(self.model, Seq2SeqLM)
@@ -76,12 +77,10 @@ class Runner:
         ids_N = torch.tensor([token for work in works for token in _tokens(work)], device=device)
         self.cache.begin([_row(work) for work in works], sources)
         positions_N = self.cache.positions().to(device)
-        if self.bank is not None:
-            self.bank.use([(work.sequence.adapter, work.new) for work in works])
         scored = [work for work in works if work.new == work.sequence.pending]
         places, rows = self._places(works)
         embeds = any(work.sequence.request.embed for work in works)
-        whole = bool(self.row_counts) or embeds
+        whole = bool(self.row_counts) or embeds or adapted
         hidden_NE = self.model.decoder(
             pad_rows(ids_N, self.row_counts),
             pad_rows(positions_N, self.row_counts),
@@ -94,9 +93,23 @@ class Runner:
         if not places:
             return []
         hidden_RE = hidden_NE[torch.tensor(rows, device=device)] if whole else hidden_NE
+        if adapted and self.bank is not None:
+            adapters_N = [work.sequence.adapter for work in works for _ in range(work.new)]
+            self.bank.use([(adapters_N[row], 1) for row in rows])
         logits_RV = self.model.logits(pad_rows(hidden_RE, self.row_counts))[: len(rows)]
         sampled = self.sampler(logits_RV, places, self._allowed(scored, len(places)))
         return self._split(scored, sampled.ids, sampled.logprobs, hidden_RE)
+
+    def _use_adapters(self, works: list[Work], sources: list[int]) -> bool:
+        """Tell the bank whose rows come; whether some of them have an adapter."""
+        if self.bank is None:
+            return False
+        self.row_counts = self.bank.row_counts or self.row_counts
+        texts = [works[number].sequence for number in sources]
+        return self.bank.use(
+            [(work.sequence.adapter, work.new) for work in works],
+            [(sequence.adapter, len(sequence.source)) for sequence in texts],
+        )
 
     def _places(self, works: list[Work]) -> tuple[list[Place], list[int]]:
         """Where tokens are chosen, and in which rows of the pass."""

@@ -98,7 +98,8 @@ class Grammars:
         return found
 
     def _compiled(self, grammar: Grammar) -> LLMatcher:
-        check_grammar(grammar)
+        if grammar.kind != "lark":  # a program's own; a server checks those of its clients
+            check_grammar(grammar)
         found = compiled(self._tokenizer, notation(grammar))
         if isinstance(found, str):
             raise RequestError(f"The {NAMES[grammar.kind]} cannot be used: {found}.")
@@ -117,7 +118,7 @@ class Matcher:
     Attributes:
         ended: nothing but the end is possible, or the end was accepted.
         failed: why no further token can be judged (the grammar is too complex there), else "";
-            the output then ends as it is, and is not what the grammar asks for.
+            then no token may come any more.
     """
 
     __slots__ = ("_ends", "_finished", "_inner", "_scratch_W", "failed")
@@ -135,12 +136,12 @@ class Matcher:
 
     @property
     def ended(self) -> bool:  # noqa: D102 - told above
-        return self._finished or bool(self.failed) or bool(self._inner.is_stopped())
+        return self._finished or (not self.failed and bool(self._inner.is_stopped()))
 
     def fill(self, mask_W: Mask) -> None:
         """Set the bit of each token that may come next, and clear all others."""
         size = len(mask_W)
-        if self.ended:
+        if self.ended or self.failed:
             mask_W[:] = 0
         else:
             scratch_W = self._scratch_W
@@ -151,13 +152,11 @@ class Matcher:
 
     def accept(self, token: int) -> bool:
         """Take ``token``; False, and nothing has changed, when it may not come."""
-        if self._finished:
+        if self._finished or self.failed:
             return False
         if token in self._ends:
-            self._finished = bool(self.failed) or bool(self._inner.is_accepting())
+            self._finished = bool(self._inner.is_accepting())
             return self._finished
-        if self.failed:
-            return False
         taken = self._inner.try_consume_tokens([token]) == 1
         self._look_for_errors()
         return taken
@@ -178,7 +177,7 @@ class Matcher:
 
     def _set_ends(self, mask_W: Mask) -> None:
         """Let the output end where it may, and nowhere else."""
-        whole = bool(self.failed) or bool(self._inner.is_accepting())
+        whole = self.may_end
         for end in self._ends:
             word, bit = end // 32, np.uint32(1 << end % 32).view(np.int32)
             if whole:

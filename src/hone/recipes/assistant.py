@@ -3,18 +3,26 @@
 Training, evaluation and ``hone ask`` build their prompts here, so they cannot differ.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hone.core.errors import RequestError
-from hone.sql import Column, Database, Result, Schema, Table, ValueIndex
-from hone.text.prompts import MOST_SLOTS, Prompt, clean_question, text2sql_prompt
+from hone.engine.params import Grammar, SamplingParams
+from hone.sql import Column, Database, Result, Schema, SqlGrammar, Table, ValueIndex
+from hone.text.prompts import MOST_SLOTS, NUMBER, Prompt, clean_question, text2sql_prompt
 
 if TYPE_CHECKING:
     from hone.engine import LM
 
 MAX_TOKENS = 200
+# As a number of rows SQLite takes what fits 64 bits.
+_WHOLE = re.compile(r"\d{1,18}")
+CUT_OFF = (
+    "The query was cut off before its end, and was not run; ask for less at once, or raise the "
+    "number of tokens."
+)
 _QUOTES = "'\"‘“"
 
 
@@ -25,6 +33,7 @@ class PromptBuilder:
         """Index the text values of ``database``, so that a question's values can be found."""
         self.index = ValueIndex.build(database, schema)
         self._own_words = _own_words(schema)
+        self._grammar = SqlGrammar(schema)
 
     def __call__(self, question: str) -> Prompt:
         """The prompt for ``question``, its values in slots."""
@@ -37,6 +46,19 @@ class PromptBuilder:
             or question[max(link.start - 1, 0)] in _QUOTES
         ]
         return text2sql_prompt(question, links)
+
+    def grammar(self, prompt: Prompt) -> Grammar:
+        """What the model may write after ``prompt``: queries that the database accepts."""
+        whole = [
+            number
+            for number, slot in enumerate(prompt.slots, 1)
+            if slot.kind == NUMBER and _WHOLE.fullmatch(slot.value)
+        ]
+        return Grammar("lark", self._grammar(len(prompt.slots), whole))
+
+    def params(self, prompt: Prompt, max_tokens: int = MAX_TOKENS) -> SamplingParams:
+        """The likeliest of those queries."""
+        return SamplingParams(max_tokens=max_tokens, grammar=self.grammar(prompt))
 
 
 def _own_words(schema: Schema) -> frozenset[str]:
@@ -63,6 +85,14 @@ class Answer:
     error: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A query; not ``whole`` where the tokens ran out before its end."""
+
+    sql: str
+    whole: bool
+
+
 class Assistant:
     """Answers questions about one database with one model."""
 
@@ -70,16 +100,19 @@ class Assistant:
         self.lm, self.database = lm, database
         self.prompt = PromptBuilder(database, schema)
 
-    def write_sql(self, questions: Sequence[str], max_tokens: int = MAX_TOKENS) -> list[str]:
-        """One greedy query per question; a query cut off at ``max_tokens`` stays cut off."""
-        from hone.engine import SamplingParams
+    def write_sql(self, questions: Sequence[str], max_tokens: int = MAX_TOKENS) -> list["Written"]:
+        """One greedy query per question, in SQL that the database accepts.
 
+        Raises:
+            RequestError: a question is longer than the model's context.
+        """
         prompts = [self.prompt(question) for question in questions]
         results = self.lm.generate(
-            [prompt.text for prompt in prompts], SamplingParams(max_tokens=max_tokens)
+            [prompt.text for prompt in prompts],
+            [self.prompt.params(prompt, max_tokens) for prompt in prompts],
         )
         return [
-            prompt.fill(result.text).strip()
+            Written(prompt.fill(result.text).strip(), result.finish_reason == "stop")
             for prompt, result in zip(prompts, results, strict=True)
         ]
 
@@ -91,8 +124,11 @@ class Assistant:
         """
         if not question.strip():
             raise RequestError("The question is empty. Ask something about the database.")
-        (sql,) = self.write_sql([question])
+        (written,) = self.write_sql([question])
+        if not written.whole:
+            return Answer(question, written.sql, None, CUT_OFF)
         try:
-            return Answer(question, sql, self.database.execute(sql, row_cap, timeout_s), None)
+            result = self.database.execute(written.sql, row_cap, timeout_s)
         except RequestError as error:
-            return Answer(question, sql, None, str(error))
+            return Answer(question, written.sql, None, str(error))
+        return Answer(question, written.sql, result, None)

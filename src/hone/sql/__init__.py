@@ -8,6 +8,7 @@ from hone.sql.canonical import canonical_sql
 from hone.sql.compare import execution_match, is_ordered, same_rows
 from hone.sql.exact import exact_set_match
 from hone.sql.execute import Database, Result, open_database
+from hone.sql.grammar import SqlGrammar
 from hone.sql.hardness import Hardness, hardness
 from hone.sql.identifiers import quote_identifier
 from hone.sql.linking import Link, ValueIndex
@@ -22,6 +23,7 @@ __all__ = [
     "Link",
     "Result",
     "Schema",
+    "SqlGrammar",
     "Table",
     "ValueIndex",
     "canonical_sql",

@@ -1,6 +1,6 @@
 """The SELECT queries that may be asked of one database, as a grammar.
 
-Whatever :func:`sql_grammar` derives, SQLite accepts: names are the schema's own, a column is one of
+Whatever :class:`SqlGrammar` derives, SQLite accepts: names are the schema's own, a column is one of
 the tables behind its FROM, a query of several tables says which table each column is of, aggregates
 stand where they may, the two sides of a UNION have as many columns, and a slot is one of the
 prompt's. The spelling is that of :func:`hone.sql.canonical_sql`.
@@ -55,17 +55,21 @@ NUMBER: /-?(0|[1-9][0-9]{0,14})(\.[0-9]{1,6})?/
 """
 
 
-def sql_grammar(schema: Schema, slots: int = 0, whole: Collection[int] = ()) -> str:
-    """A grammar of queries in the notation of llguidance (its dialect of Lark).
+class SqlGrammar:
+    """Writes the grammar of one database for each prompt."""
 
-    Args:
-        schema: the database's.
-        slots: the prompt's values are ``{1}`` to ``{slots}``, which stand where values do.
-        whole: those of them that are whole numbers, which may say how many rows.
-    """
-    rules = _Rules(schema).rules
-    lines = [f"{name}: {body}" for name, body in rules.items()]
-    return "\n".join([*lines, _values(slots, sorted(whole)), _SHARED.strip(), ""])
+    def __init__(self, schema: Schema) -> None:
+        rules = _Rules(schema).rules
+        self._lines = [f"{name}: {body}" for name, body in rules.items()]
+
+    def __call__(self, slots: int = 0, whole: Collection[int] = ()) -> str:
+        """The grammar in the notation of llguidance (its dialect of Lark).
+
+        Args:
+            slots: the prompt's values are ``{1}`` to ``{slots}``, which stand where values do.
+            whole: those of them that are whole numbers, which may say how many rows.
+        """
+        return "\n".join([*self._lines, _values(slots, sorted(whole)), _SHARED.strip(), ""])
 
 
 def _values(slots: int, whole: list[int]) -> str:

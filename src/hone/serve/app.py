@@ -159,7 +159,8 @@ class _Frame:
             return
         data = await call.body(service.bounds)
         if service.settings.log_content:
-            _log.info("id=%s body=%r", call.id, data)
+            call.logs_content = True
+            _log.info("id=%s asks %r", call.id, data.decode("utf-8", "replace"))
         body = read_body(endpoint.schema, data)
         await call.work(endpoint.handler(service, call, body), service.bounds)
 

@@ -25,7 +25,7 @@ async def completions(service: Service, call: Call, body: CompletionRequest) -> 
     adapter = service.adapter(info, body.model)
     _check(body)
     n = body.n or 1
-    several = isinstance(body.prompt, list) and not isinstance(next(iter(body.prompt), 0), int)
+    several = isinstance(body.prompt, list) and not isinstance(body.prompt[0], int)
     service.bounds.check_samples(n * (len(body.prompt) if several else 1))
     special = body.add_special_tokens is not False
     prompts = await service.prompts(body.prompt, "prompt", info, special)

@@ -1,6 +1,7 @@
 """One call over ASGI: its body, its answer, and the client that may go away at any time."""
 
 import asyncio
+import logging
 import re
 import uuid
 from collections.abc import Coroutine, Iterable
@@ -12,6 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 from hone.serve.limits import Bounds
 from hone.serve.openai.errors import ApiError
 
+_log = logging.getLogger("hone.serve")
 _JSON = (b"content-type", b"application/json")
 _EVENTS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -37,6 +39,7 @@ class Call:
         id: what the client names it by, or a new one; sent back as x-request-id.
         owner: whose key it came with.
         status: of the answer; 0 before it began.
+        logs_content: what is answered is written to the log.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -48,6 +51,7 @@ class Call:
         self.owner = ""
         self.status = 0
         self._streams = self._ended = False
+        self.logs_content = False
 
     async def body(self, bounds: Bounds) -> bytes:
         """The whole body.
@@ -107,6 +111,7 @@ class Call:
 
     async def answer(self, body: bytes, status: int = 200, headers: Headers = ()) -> None:
         """Answer with these bytes."""
+        self._log(body)
         length = (b"content-length", str(len(body)).encode())
         await self._start(status, [length, *headers])
         self._ended = True
@@ -144,7 +149,12 @@ class Call:
         message["headers"] = [*headers, (b"x-request-id", self.id.encode())]
         await self._send(message)
 
+    def _log(self, data: bytes) -> None:
+        if self.logs_content:
+            _log.info("id=%s answers %r", self.id, data.decode("utf-8", "replace"))
+
     async def _write(self, data: bytes, more: bool = True) -> None:
+        self._log(data)
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
 

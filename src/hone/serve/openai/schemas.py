@@ -8,7 +8,7 @@ its name (``refused``).
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 from pydantic_core import from_json
 
 from hone.engine.params import MOST_LOGPROBS
@@ -17,6 +17,29 @@ from hone.serve.openai.errors import ApiError, from_validation, unsupported
 _Token = Annotated[int, Field(ge=0, lt=2**31)]
 _Stop = Annotated[str, Field(min_length=1, max_length=1024)]
 _Count = Annotated[int, Field(ge=1, lt=2**31)]
+_MOST_PROMPTS = 2048  # OpenAI's bound of the inputs of one call
+
+
+def _kind(prompts: Any) -> str:
+    """Which of the four forms is meant, so that an error is about that one."""
+    if not isinstance(prompts, list):
+        return "text"
+    first = prompts[0] if prompts else ""
+    return "several" if isinstance(first, list) else "texts" if isinstance(first, str) else "ids"
+
+
+# One text or several; the ids of one or of several.
+Prompts = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[list[str], Field(min_length=1, max_length=_MOST_PROMPTS), Tag("texts")]
+    | Annotated[list[_Token], Field(min_length=1), Tag("ids")]
+    | Annotated[
+        list[Annotated[list[_Token], Field(min_length=1)]],
+        Field(min_length=1, max_length=_MOST_PROMPTS),
+        Tag("several"),
+    ],
+    Discriminator(_kind),
+]
 
 BodyT = TypeVar("BodyT", bound="Body")
 
@@ -205,7 +228,7 @@ class ChatRequest(Sampled):
 class CompletionRequest(Sampled):
     """POST /v1/completions."""
 
-    prompt: str | list[str] | list[_Token] | list[list[_Token]]
+    prompt: Prompts
     logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
     echo: bool | None = None
     suffix: str | None = None
@@ -216,15 +239,10 @@ class CompletionRequest(Sampled):
 
 
 class EmbeddingRequest(Body):
-    """POST /v1/embeddings; 2048 inputs are OpenAI's bound."""
+    """POST /v1/embeddings."""
 
     model: str | None = None
-    input: (
-        str
-        | Annotated[list[str], Field(max_length=2048)]
-        | list[_Token]
-        | Annotated[list[list[_Token]], Field(max_length=2048)]
-    )
+    input: Prompts
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: _Count | None = None
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None

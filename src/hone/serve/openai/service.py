@@ -76,7 +76,7 @@ class AppSettings:
         keys: who may ask; an empty ring lets everybody.
         bounds: the most that is let in.
         cors_origins: web pages of these origins may ask; "*" means of any.
-        log_content: prompts are written to the log.
+        log_content: what is asked and answered is written to the log.
         sampling: see :func:`sampling_defaults`.
     """
 
@@ -157,7 +157,7 @@ class Service:
         Raises:
             ApiError: 400, one is empty or has ids that the model does not know.
         """
-        single = isinstance(given, str) or (bool(given) and isinstance(given[0], int))
+        single = isinstance(given, str) or isinstance(given[0], int)
         found = []
         for number, prompt in enumerate([given] if single else given):
             where = param if single else f"{param}[{number}]"
@@ -168,8 +168,6 @@ class Service:
                 raise ApiError(400, f"{where} is empty; write something.", where, "invalid_value")
             self.check_ids(ids, where, info)
             found.append(ids)
-        if not found:
-            raise ApiError(400, f"{param} is empty; give at least one.", param, "invalid_value")
         return found
 
     def check_ids(self, ids: Sequence[int], param: str, info: ModelInfo) -> None:

@@ -188,7 +188,6 @@ class Work:
 
     def _evaluate(self, checkpoint: Path, folder: Path, label: str) -> None:
         import hone
-        from hone.engine import SamplingParams
 
         questions = self.held_out()
         schema = self._schema()
@@ -200,12 +199,16 @@ class Work:
             room = lm.config.max_position_embeddings - 1
             ids = lm.tokenizer.encode_batch([prompt.text for prompt in prompts], True)
             fits = [len(prompt) < room for prompt in ids]
+            most = self.recipe.eval.max_tokens
+            params = [
+                build.params(prompt, most) for prompt, fit in zip(prompts, fits, strict=True) if fit
+            ]
             lm.row_counts()  # measured once, before the clock starts
             start = time.perf_counter()
             with progress(label, len(questions), "questions") as bar:
                 results = lm.generate(
                     [prompt for prompt, fit in zip(ids, fits, strict=True) if fit],
-                    SamplingParams(max_tokens=self.recipe.eval.max_tokens),
+                    params,
                     finished=lambda *_: bar.advance(),
                 )
             seconds = time.perf_counter() - start

@@ -12,7 +12,7 @@ import { hidePopover, watchTokens } from "./tokens.js";
 
 const CALM_MS = 15000; // between looks at a server that is well
 const SOON_MS = 500; // after the first failure; then longer
-const MOST_MS = 8000;
+const MOST_MS = 3000;
 const VIEWS = ["chat", "completion", "database"];
 const STATES = {
   loading: "stateLoading",

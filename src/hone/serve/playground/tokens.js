@@ -3,6 +3,7 @@
 import { $, el } from "./dom.js";
 import { language, t } from "./text.js";
 
+const LEAST_SHOWN = 0.001;
 const encoder = new TextEncoder();
 
 /** One token as the page keeps it: {bytes, logprob, top: [{bytes, logprob}]}. */
@@ -109,8 +110,11 @@ function tokenNode(text, tokens) {
 
 /* -------------------------------------------------------------------------- the popover */
 
-const percent = (value) =>
-  new Intl.NumberFormat(language(), { style: "percent", maximumFractionDigits: 1 }).format(value);
+function percent(value) {
+  const shape = { style: "percent", maximumFractionDigits: 1 };
+  const text = new Intl.NumberFormat(language(), shape).format(Math.max(value, LEAST_SHOWN));
+  return value < LEAST_SHOWN ? `<${text}` : text;
+}
 
 /** A token so that its spaces can be seen; bytes where it is no whole text. */
 function visible(bytes) {

@@ -79,7 +79,7 @@ export const WORDS = {
     ko: "입력 {prompt}(캐시 {cached}) + 출력 {made}토큰",
   },
   factMade: { en: "{made} tokens", ko: "{made}토큰" },
-  finishLength: { en: "cut off at max tokens", ko: "최대 토큰에서 잘림" },
+  finishLength: { en: "cut off at the length limit", ko: "길이 한도에서 잘림" },
   finishFilter: { en: "filtered", ko: "걸러짐" },
   finishStopped: { en: "stopped", ko: "중지됨" },
   tokenChosen: { en: "chosen", ko: "선택됨" },

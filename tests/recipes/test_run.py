@@ -8,7 +8,8 @@ from tiny_recipe import write_recipe
 import hone
 from hone.core.errors import CheckpointError, DataError
 from hone.recipes import Assistant, load_recipe
-from hone.recipes.run import run_database, run_glossary, run_recipe
+from hone.recipes.run import run_recipe
+from hone.recipes.run_data import run_database, run_glossary
 from hone.sql import open_database, read_schema
 
 

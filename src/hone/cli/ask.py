@@ -29,7 +29,7 @@ def ask(
     from hone.core.errors import HoneError
     from hone.evals.tables import rows_table, sql_text
     from hone.recipes.assistant import Assistant
-    from hone.recipes.run import run_database, run_glossary
+    from hone.recipes.run_data import run_database, run_glossary
     from hone.sql import open_database, read_schema
 
     path = db if db is not None else run_database(model)

@@ -155,6 +155,8 @@ def serve(
         raise HoneError('The server needs more packages: pip install "hone-llm[serve]".') from error
     from hone.engine.options import EngineOptions
     from hone.plan.devices import read_size
+    from hone.recipes.pane import AskedDatabase
+    from hone.recipes.run_data import run_glossary, run_questions
     from hone.serve import lifecycle
     from hone.serve.app import AppSettings, create_app
     from hone.serve.client import EngineClient
@@ -212,6 +214,9 @@ def serve(
         client,
         tokenizer,
         Conversations(tokenizer),
+        None
+        if db is None
+        else AskedDatabase(db, run_glossary(Path(model)), run_questions(Path(model))),
     )
     typer.echo(f"Loading {model} …", err=True)
 

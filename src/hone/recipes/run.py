@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hone.core.errors import CheckpointError
 from hone.core.files import read_json, write_json
 from hone.evals.summary import Variant
 from hone.parallel import Processes
@@ -23,9 +22,8 @@ from hone.recipes.machine import find_device
 from hone.recipes.manifest import run_manifest
 from hone.recipes.runner import RECIPE_FILE, Progress, Stage, run_stages
 from hone.recipes.settings import Recipe, TrainSettings
-from hone.recipes.stages import SAMPLE, SAMPLE_FILE, Work
+from hone.recipes.stages import Work
 from hone.recipes.together import Together
-from hone.sql.sample import SAMPLE_GLOSSARY
 
 # How the same weights are come by.
 HABITS = {
@@ -124,36 +122,6 @@ def _templates_seen(work: Work) -> dict[str, float]:
     for question in work.held_out():
         seen.setdefault(question.split, []).append(question.template in trained)
     return {split: round(sum(found) / len(found), 4) for split, found in seen.items()}
-
-
-def run_database(run: Path) -> Path:
-    """The database that a run was made for.
-
-    Raises:
-        CheckpointError: ``run`` is no run, so nobody knows which database it is for.
-    """
-    database = _run_data(run)["database"]
-    return run / "database" / SAMPLE_FILE if database == SAMPLE else Path(database)
-
-
-def run_glossary(run: Path) -> Path | None:
-    """The glossary that a run was made with, if any."""
-    if not (run / RECIPE_FILE).is_file():
-        return None
-    data = _run_data(run)
-    if data["glossary"] is None:
-        return SAMPLE_GLOSSARY if data["database"] == SAMPLE else None
-    return Path(data["glossary"])
-
-
-def _run_data(run: Path) -> dict[str, Any]:
-    file = run / RECIPE_FILE
-    if not file.is_file():
-        raise CheckpointError(
-            f"{run} does not say which database it is for (it has no {RECIPE_FILE}). "
-            "Name one with --db FILE."
-        )
-    return read_json(file)["data"]
 
 
 def run_variants(run: Path) -> tuple[Variant, ...]:

@@ -72,15 +72,15 @@ def test_tokens_do_not_depend_on_the_company(choice, tokenizer, prompts, tmp_pat
         with torch.no_grad():
             best = lm.model(whole).logits[0].argmax(-1)
         assert best[-13:-1].tolist() == ids
-    if lm.row_counts() is None:  # no promise of equal bits: experts, or this processor
-        assert choice == "experts" or no_product_is_exact()
+    if lm.row_counts() is None:  # no promise of equal bits on this processor
+        assert no_product_is_exact()
         return
     one, many = scores(lm, [prompts[5]]), scores(lm, [prompts[5], *(["x " * 50] * 6)])
-    assert all(a[0].equal(b[6]) for a, b in zip(one, many, strict=True))
+    assert all(a[0].equal(b[0]) for a, b in zip(one, many, strict=True))
 
 
 def scores(lm, batch):
-    """The logits of every step; the longest prompts stand first."""
+    """The logits of every step, in the order of the batch."""
     caught = []
     hook = lm.model.lm_head.register_forward_hook(lambda _, __, out: caught.append(out.clone()))
     lm.generate(batch, hone.SamplingParams(max_tokens=8, ignore_eos=True))

@@ -6,13 +6,18 @@ other counts. Which counts differ is a property of the processor, so it is measu
 own layers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from hone.kernels import project
+from hone.kernels.linear import RowCounts, pad_rows
 from hone.models import Model
+from hone.models.blocks import ExpertLayer
+
+__all__ = ["RowCounts", "pad_experts", "pad_rows", "safe_row_counts"]
 
 _SMALL = 16
 _LARGER = (17, 31, 40, 64)
@@ -21,9 +26,6 @@ _LARGER = (17, 31, 40, 64)
 # of a tensor that do not fill up one by one, with other last bits.
 _VECTORS = 16
 
-# At index n: the number of rows to pad n rows to; counts past the end stay as they are.
-RowCounts = tuple[int, ...]
-
 
 @torch.inference_mode()
 def safe_row_counts(model: Model) -> RowCounts | None:
@@ -31,20 +33,15 @@ def safe_row_counts(model: Model) -> RowCounts | None:
 
     Returns:
         For n = 0..16 the least safe count of n or more; None where even large counts differ, so
-        that no padding can help, with experts, and where rows are activated that do not fill
-        whole vectors.
+        that no padding can help, and where rows are activated that do not fill whole vectors.
     """
-    if model.config.experts is not None:
-        return None  # how many rows an expert computes is up to the others
     if any(width % _VECTORS for width in _activated(model)):
         return None
-    products = _products(model)
     safe = set(range(1, _SMALL + 1))
-    for layers in products:
-        inputs = int(layers[0].in_features)  # type: ignore[arg-type]
+    for inputs, product in _products(model):
         generator = torch.Generator().manual_seed(0)
         x_NE = torch.randn((_LARGER[-1], inputs), generator=generator)
-        differing = _differing(layers, x_NE.to(model.device, model.dtype))
+        differing = _differing(product, x_NE.to(model.device, model.dtype))
         if not differing.isdisjoint({_SMALL, *_LARGER}):
             return None
         safe -= differing
@@ -52,13 +49,11 @@ def safe_row_counts(model: Model) -> RowCounts | None:
     return (0, *least)
 
 
-def pad_rows(x_N: Tensor, row_counts: RowCounts) -> Tensor:
-    """Append zeros up to the next safe number of rows."""
-    rows = x_N.shape[0]
-    wanted = row_counts[rows] if rows < len(row_counts) else rows
-    if wanted == rows:
-        return x_N
-    return torch.cat((x_N, x_N.new_zeros(wanted - rows, *x_N.shape[1:])))
+def pad_experts(model: nn.Module, row_counts: RowCounts) -> None:
+    """Pad the rows of every expert of ``model`` likewise; empty counts pad none."""
+    for module in model.modules():
+        if isinstance(module, ExpertLayer):
+            module.row_counts = row_counts
 
 
 def _activated(model: Model) -> set[int]:
@@ -68,22 +63,31 @@ def _activated(model: Model) -> set[int]:
     }
 
 
-def _products(model: Model) -> list[tuple[nn.Module, ...]]:
-    """The layers that are computed as one product, each shape once."""
+def _products(model: Model) -> Iterator[tuple[int, Callable[[Tensor], Tensor]]]:
+    """The products of ``model`` and how many inputs they take, each shape once."""
     found: dict[tuple[object, ...], tuple[nn.Module, ...]] = {}
     joint: set[nn.Module] = set()
+    weights: dict[torch.Size, Tensor] = {}
     for module in model.modules():
         groups = getattr(module, "joint_products", ())
         joint.update(layer for group in groups for layer in group)
         for group in groups:
             found.setdefault(tuple(str(layer) for layer in group), group)
+        if isinstance(module, ExpertLayer):
+            for weight in (module.gate_up_proj[0], module.down_proj[0]):
+                weights.setdefault(weight.shape, weight)
+            if module.shared_expert and type(module.shared_expert_gate) is nn.Linear:
+                joint.add(module.shared_expert_gate)  # no product where bits matter
     for module in model.modules():
         if hasattr(module, "in_features") and module not in joint:
             found.setdefault((str(module),), (module,))
-    return list(found.values())
+    for layers in found.values():
+        yield int(layers[0].in_features), partial(project, modules=layers)  # type: ignore[arg-type]
+    for weight in weights.values():
+        yield weight.shape[1], partial(torch.mm, mat2=weight.t())
 
 
-def _differing(layers: Sequence[nn.Module], x_NE: Tensor) -> set[int]:
-    many = project(x_NE, layers)
+def _differing(product: Callable[[Tensor], Tensor], x_NE: Tensor) -> set[int]:
+    many = product(x_NE)
     counts = (*range(1, _SMALL + 1), *_LARGER)
-    return {rows for rows in counts if not project(x_NE[:rows], layers).equal(many[:rows])}
+    return {rows for rows in counts if not product(x_NE[:rows]).equal(many[:rows])}

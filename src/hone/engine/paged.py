@@ -20,6 +20,7 @@ from hone.engine.paged_states import States
 from hone.kernels import AttentionRule, Bias, attention, split_heads
 from hone.kernels.paged import added_scores, chunk_attention, steady_rows, tile_attention
 from hone.kernels.paged_pool import Pool
+from hone.kernels.scan_dual import CHUNK
 from hone.models import ModelConfig
 
 __all__ = ["PagedCache", "Row"]
@@ -66,6 +67,14 @@ class PagedCache:
         self._pools = [(self._pool(blocks), self._pool(blocks)) for _ in range(layers)]
         self.states = States(slots, self._device)
         self._rows: list[Row] = []
+
+    @property
+    def chunk_multiple(self) -> int:
+        """Prompts that are cut at multiples of this have the bits of whole ones.
+
+        Chunks of Mamba-2 are products; a single token is not, so a cut must not leave one alone.
+        """
+        return CHUNK if self._config.mixer == "mamba2" else 1
 
     @staticmethod
     def block_bytes(config: ModelConfig, block_size: int, dtype: torch.dtype | str) -> int:

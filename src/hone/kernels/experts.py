@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
 
+from hone.kernels.linear import RowCounts, pad_rows
+
 Activation = Callable[[Tensor], Tensor]
 
 
@@ -56,12 +58,17 @@ def expert_mix(
     gate_up_X2FE: Tensor,
     down_XEF: Tensor,
     activation: Activation = functional.silu,
+    row_counts: RowCounts = (),
 ) -> Tensor:
     """See :func:`expert_mix_reference`; every expert computes only the tokens that chose it.
 
     A token's experts must differ from one another, as :func:`route` gives them. ``activation`` is
     applied to the gate. The sum over a token's experts has a fixed order; an expert that no token
     chose is not read, and its gradient is zero.
+
+    Args:
+        row_counts: without gradients, pads the rows of an expert, so that none depends on how many
+            tokens chose it; see :func:`hone.kernels.linear.pad_rows`.
     """
     tensors = (x_NE, weights_NK, gate_up_X2FE, down_XEF)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
@@ -69,10 +76,10 @@ def expert_mix(
             x_NE, weights_NK, experts_NK, gate_up_X2FE, down_XEF, activation
         )
         return y_NE
-    if len(x_NE) == 1:
+    if len(x_NE) == 1 and not row_counts:
         return _mix_token(x_NE, weights_NK, experts_NK, gate_up_X2FE, down_XEF, activation)
     groups = _group(experts_NK, down_XEF.shape[0])
-    return _mix(x_NE, weights_NK, groups, gate_up_X2FE, down_XEF, activation, None)
+    return _mix(x_NE, weights_NK, groups, gate_up_X2FE, down_XEF, activation, None, row_counts)
 
 
 def _mix_token(
@@ -123,6 +130,7 @@ def _mix(
     down_XEF: Tensor,
     activation: Activation,
     kept_S2F: Tensor | None,
+    row_counts: RowCounts = (),
 ) -> Tensor:
     """The mixture; the products with gate and up are written to ``kept_S2F`` if it is given."""
     sizes = groups.sizes
@@ -138,10 +146,14 @@ def _mix(
         strict=True,
     )
     for expert, token_C, weights_C1, out_CE, kept_C2F in slices:
-        rows_CE = x_NE.index_select(0, token_C)
+        rows_CE = pad_rows(x_NE.index_select(0, token_C), row_counts)
         gate_up_C2F = torch.mm(rows_CE, gate_up_X2FE[expert].t(), out=kept_C2F)
         gate_CF, up_CF = gate_up_C2F.chunk(2, dim=-1)
-        torch.mm(activation(gate_CF) * up_CF, down_XEF[expert].t(), out=out_CE).mul_(weights_C1)
+        hidden_CF, down_FE = activation(gate_CF) * up_CF, down_XEF[expert].t()
+        if len(rows_CE) == len(out_CE):
+            torch.mm(hidden_CF, down_FE, out=out_CE).mul_(weights_C1)
+        else:
+            torch.mul(torch.mm(hidden_CF, down_FE)[: len(out_CE)], weights_C1, out=out_CE)
     return _sum_slots(out_SE, groups.slot_NK)
 
 

@@ -10,6 +10,18 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
 
+# At index n: the number of rows to pad n rows to; counts past the end stay as they are.
+RowCounts = tuple[int, ...]
+
+
+def pad_rows(x_N: Tensor, row_counts: RowCounts) -> Tensor:
+    """Append zeros up to the number of rows that ``row_counts`` says."""
+    rows = x_N.shape[0]
+    wanted = row_counts[rows] if rows < len(row_counts) else rows
+    if wanted == rows:
+        return x_N
+    return torch.cat((x_N, x_N.new_zeros(wanted - rows, *x_N.shape[1:])))
+
 
 def project_reference(x_NE: Tensor, modules: Sequence[nn.Module]) -> Tensor:
     """The modules' outputs side by side: ``cat([module(x) for module in modules], dim=-1)``."""

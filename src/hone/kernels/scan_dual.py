@@ -22,6 +22,8 @@ from hone.kernels.scan import joined, stretches
 
 # exp(x) is exp2(x · log2 e), which takes half the time on a CPU.
 _LOG2_E = math.log2(math.e)
+# Tokens of a chunk: a sequence that is cut elsewhere than at a multiple has other last bits.
+CHUNK = 64
 
 
 def state_space_dual_reference(
@@ -79,7 +81,7 @@ def state_space_dual(
     D_H: Tensor | None,
     bounds: Sequence[int],
     state_nHPS: Tensor | None = None,
-    chunk: int = 64,
+    chunk: int = CHUNK,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`state_space_dual_reference`.
 

@@ -22,6 +22,7 @@ from hone.kernels import (
     swiglu,
 )
 from hone.kernels.attention import Bias
+from hone.kernels.linear import RowCounts
 from hone.models.config import ModelConfig
 from hone.models.context import Context
 from hone.models.recompute import Keeper
@@ -187,13 +188,20 @@ class ExpertLayer(nn.Module):
     """A mixture of experts: each token takes the feed-forward layers that the router scores best.
 
     With a shared expert, every token takes that one too, weighed by a gate (Qwen2-MoE).
+
+    Attributes:
+        row_counts: what an expert's rows are padded to, where bits must not depend on how many
+            tokens chose it; see :func:`hone.kernels.linear.pad_rows`. Empty for speed.
     """
+
+    row_counts: RowCounts = ()
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         experts = config.experts
         assert experts is not None
         self.settings, self.activation = experts, config.activation
+        self.activated_widths = (experts.size,)
         size = config.hidden_size
         self.gate = nn.Linear(size, experts.count, bias=False)
         self.gate_up_proj = nn.Parameter(torch.empty(experts.count, 2 * experts.size, size))
@@ -208,13 +216,30 @@ class ExpertLayer(nn.Module):
         logits_NX = project(x_NE, (self.gate,))
         step.router_logits.append(logits_NX)
         weights, chosen = route(logits_NX, self.settings.per_token, self.settings.normalise)
+        activation = ACTIVATIONS[self.activation]
         out_NE = expert_mix(
-            x_NE, weights, chosen, self.gate_up_proj, self.down_proj, ACTIVATIONS[self.activation]
+            x_NE,
+            weights,
+            chosen,
+            self.gate_up_proj,
+            self.down_proj,
+            activation,
+            self.row_counts,
         )
         if self.shared_expert is None:
             return out_NE
-        share_N1 = torch.sigmoid(project(x_NE, (self.shared_expert_gate,)))
-        return out_NE + share_N1 * self.shared_expert(x_NE, step)
+        return out_NE + self._share(x_NE) * self.shared_expert(x_NE, step)
+
+    def _share(self, x_NE: Tensor) -> Tensor:
+        """How much of the shared expert each token takes, ``[N, 1]``."""
+        gate = self.shared_expert_gate
+        if not self.row_counts:
+            return torch.sigmoid(project(x_NE, (gate,)))
+        # A product with one column, and a function of single numbers, have other bits for any
+        # number of rows; a sum along each row, and a function of whole vectors, do not.
+        alone = type(gate) is nn.Linear
+        scores_N1 = (x_NE * gate.weight).sum(-1, True) if alone else project(x_NE, (gate,))
+        return torch.sigmoid(scores_N1.expand(-1, 16).contiguous())[:, :1]
 
 
 def rows(x_NE: Tensor, keep: Tensor | None) -> Tensor:

@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from hone.adapters import LoraConfig, add_adapter, load_adapter, save_adapter, set_adapter
-from hone.core.errors import CheckpointError, ConfigError
+from hone.core.errors import CheckpointError, ConfigError, RequestError
+from hone.engine import SamplingParams
 from hone.engine.adapters import AdapterBank
-from hone.engine.invariance import pad_rows
+from hone.engine.engine import Engine, EngineOptions
+from hone.engine.invariance import pad_rows, safe_row_counts
+from hone.engine.request import Request
 from hone.engine.sources import Alone
 from hone.models import CausalLM, ModelConfig
 from hone.models.context import Packed
@@ -269,3 +272,60 @@ def test_the_models_own_adapters_are_left_alone(folders):
     with pytest.raises(ConfigError, match="in use"):
         bank.load("other", folders["four"])
     assert bank.names == []
+
+
+def _answers(engine, requests) -> dict[str, list[int]]:
+    for request in requests:
+        engine.add(request)
+    found: dict[str, list[int]] = {request.id: [] for request in requests}
+    while engine.busy:
+        for delta in engine.step():
+            found[delta.request] += delta.tokens
+    return found
+
+
+def test_the_engine_answers_each_request_with_its_adapter(folders, tokenizer):
+    ids = _ids([9, 9, 24, 3, 24, 7, 1])
+    names = ["하나", None, "two", "dora", "four", "하나", "two"]
+    params = SamplingParams(max_tokens=12, ignore_eos=True)
+    requests = [
+        Request(str(number), tuple(each.tolist()), params, adapter=name)
+        for number, (name, each) in enumerate(zip(names, ids, strict=True))
+    ]
+
+    def engine(exact, **options) -> Engine:
+        model = make_model()
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight *= 4  # so that scores lie apart
+        model.requires_grad_(False)
+        row_counts = (safe_row_counts(model) or ()) if exact else ()
+        made = Engine(model, tokenizer, row_counts=row_counts, options=EngineOptions(**options))
+        for name, folder in folders.items():
+            made.adapters.load(name, folder)
+        return made
+
+    alone = {}
+    one = engine(exact=True)
+    for request in requests:
+        alone |= _answers(one, [request])
+    assert len({tuple(tokens) for tokens in alone.values()}) == len(requests)
+    # Chunks of a prompt, other companions, another order.
+    assert _answers(engine(exact=True), requests) == alone
+    assert _answers(engine(exact=True, max_batch_tokens=16), requests[::-1]) == alone
+    assert _answers(engine(exact=False), requests) == alone
+    for request, name in zip(requests, names, strict=True):
+        reference = make_model()
+        with torch.no_grad():
+            for weight in reference.parameters():
+                weight *= 4
+        if name is not None:
+            load_adapter(reference, folders[name])
+        written = list(request.prompt)
+        for _ in range(12):
+            with torch.inference_mode():
+                scores = reference(torch.tensor([written])).logits[0, -1]
+            written.append(int(scores.argmax()))
+        assert written[len(request.prompt) :] == alone[request.id]
+    with pytest.raises(RequestError, match="'five'"):
+        one.add(Request("x", (1, 2), params, adapter="five"))

@@ -571,6 +571,12 @@ def test_a_cold_temperature_is_greedy_and_never_overflows():
 
 
 @pytest.mark.smoke
+def test_a_bias_of_a_token_that_there_is_not_is_refused():
+    with pytest.raises(RequestError, match="token 40; those of the model are 0 to 39"):
+        _sampler(SamplingParams(logit_bias={3: 1.0, 40: 1.0}), 40)
+
+
+@pytest.mark.smoke
 def test_a_closed_key_leaves_nothing_behind():
     sampler = Sampler(40)
     heavy = SamplingParams(

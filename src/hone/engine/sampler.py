@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hone.core.errors import RequestError
 from hone.engine.drawing import draw, floors, largest, likeliest
 from hone.engine.params import SamplingParams
 from hone.engine.random_numbers import uniforms
@@ -107,7 +108,15 @@ class Sampler:
             first: the first token of the output, whatever the model scores.
             last: that at the end of the budget.
             stream: which of the outputs with this seed it is.
+
+        Raises:
+            RequestError: ``logit_bias`` names a token that there is not.
         """
+        if unknown := [token for token in params.logit_bias if token >= self.vocabulary]:
+            raise RequestError(
+                f"logit_bias names the token {unknown[0]}; those of the model are 0 to "
+                f"{self.vocabulary - 1}."
+            )
         if not self._free:
             size = len(self._table)
             self._table = np.concatenate((self._table, np.zeros(size, dtype=_PARAMETERS)))

@@ -18,6 +18,8 @@ from hone.serve.info import ModelInfo
 _log = logging.getLogger("hone.serve")
 _BACKLOG = 2048
 _LAST_BYTES = 5  # seconds for answers that are complete to reach their readers
+# Whoever signals a process and then its group, as `timeout` does, means one signal.
+_SAME_SIGNAL = 0.3
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -87,6 +89,7 @@ async def serve(
         uvicorn.Config(
             app,
             loop="asyncio",
+            lifespan="off",
             ws="none",
             log_config=None,
             access_log=False,
@@ -129,6 +132,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._client, self._drain = client, drain
         self._draining: asyncio.Task[None] | None = None
+        self._signalled = 0.0
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -144,9 +148,13 @@ class _Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     def _stop(self) -> None:
+        now = asyncio.get_running_loop().time()
         if self._draining is None:
+            self._signalled = now
             _log.info("Stopping: %d requests are under way.", self._client.under_way)
             self._draining = asyncio.create_task(self._finish())
+            return
+        if now - self._signalled < _SAME_SIGNAL:
             return
         _log.info("Stopping at once.")
         self._draining.cancel()

@@ -354,7 +354,7 @@ WRONG = [
     ({"max_tokens": -5}, "max_tokens"),
     ({"max_completion_tokens": 0}, "max_completion_tokens"),
     ({"presence_penalty": 3}, "presence_penalty"),
-    ({"logit_bias": {"a": 1}}, "logit_bias.a"),
+    ({"logit_bias": {"a": 1}}, "logit_bias"),
     ({"logit_bias": {"99999": 1}}, "logit_bias"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ({"top_logprobs": 2}, "top_logprobs"),

@@ -105,8 +105,6 @@ def create_app(
         *_page(),
     ]
     routes = [Route(item.route, _Frame(service, item)) for item in endpoints]
-    unknown = Endpoint("", "/{path:path}", _unknown, open_to_all=True)
-    routes.append(Route(unknown.path, _Frame(service, unknown, "other")))
     middleware = []
     if settings.cors_origins:
         middleware.append(
@@ -120,17 +118,20 @@ def create_app(
         )
     app = Starlette(routes=routes, middleware=middleware)
     app.router.redirect_slashes = False
+    app.router.default = _Frame(service, Endpoint("", "other", _unknown, open_to_all=True))
     return app
 
 
 class _Frame:
     """One endpoint as an ASGI application that lets no error out."""
 
-    def __init__(self, service: Service, endpoint: Endpoint, name: str | None = None) -> None:
+    def __init__(self, service: Service, endpoint: Endpoint) -> None:
         self._service, self._endpoint = service, endpoint
-        self._name = endpoint.path if name is None else name
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await send({"type": "websocket.close"})
+            return
         started, call = time.perf_counter(), Call(scope, receive, send)
         try:
             await self._answer(call)
@@ -138,12 +139,13 @@ class _Frame:
             call.status = call.status or _CLIENT_GONE
         except Exception as error:  # noqa: BLE001 - whatever it is, the client is answered
             await call.fail(as_api_error(error) or _unforeseen(call, error))
+        endpoint = self._endpoint
         method = scope["method"] if scope["method"] in _METHODS else "other"
-        self._service.metrics.answered(self._name, method, call.status)
+        self._service.metrics.answered(endpoint.path, method, call.status)
         seconds = time.perf_counter() - started
         _log.info(
             "%s %s %d %.3f s id=%s key=%s",
-            method, self._name, call.status, seconds, call.id, call.owner or "-",
+            method, endpoint.path, call.status, seconds, call.id, call.owner or "-",
         )  # fmt: skip
 
     async def _answer(self, call: Call) -> None:

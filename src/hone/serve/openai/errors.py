@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import fields
+from reprlib import repr as short
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,7 +14,6 @@ from hone.serve.limits import Refusal
 
 # Errors of these fields begin with the name of the field.
 _PARAMETERS = frozenset(field.name for field in fields(SamplingParams))
-_MOST_SHOWN = 80
 
 
 class ApiError(Exception):
@@ -109,11 +109,9 @@ def from_validation(error: ValidationError, data: Any) -> ApiError:
         return ApiError(400, f"{param} is missing.", param, "missing_required_parameter")
     if found["type"] == "json_invalid":
         return ApiError(400, f"The body is not valid JSON: {reason}.", None, "invalid_json")
-    shown = repr(found["input"])
-    shown = shown if len(shown) <= _MOST_SHOWN else shown[:_MOST_SHOWN] + "…"
-    return ApiError(
-        400, f"{param or 'The body'} is {shown}: {reason}.", param or None, "invalid_value"
-    )
+    shown = "an object" if isinstance(found["input"], dict) else f"{short(found['input']):.80}"
+    message = f"{param or 'The body'} is {shown}: {reason}."
+    return ApiError(400, message, param or None, "invalid_value")
 
 
 def _path(loc: Sequence[str | int], data: Any) -> list[str | int]:

@@ -2,13 +2,22 @@
 
 null is the same as a field that is not there, as OpenAI's clients send it. Fields that are not
 listed are ignored; but one that would change the answer, and that hone does not do, is refused by
-its name (``refused``).
+its name (``refused``). Lists are read up to the first error (``fail_fast``), so that a body of a
+million wrong items has one error, and not a million.
 """
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+)
 from pydantic_core import from_json
 
 from hone.engine.params import MOST_LOGPROBS
@@ -28,14 +37,26 @@ def _kind(prompts: Any) -> str:
     return "several" if isinstance(first, list) else "texts" if isinstance(first, str) else "ids"
 
 
+def _biases(given: Mapping[str, Any]) -> dict[int, float]:
+    """``logit_bias`` with its keys as numbers, as far as the first that is wrong."""
+    for token, bias in given.items():
+        if not (token.isascii() and token.isdigit() and len(token) < 10):
+            raise ValueError(f"{token!r:.40} is no token; the keys are token ids")
+        if isinstance(bias, bool) or not isinstance(bias, int | float):
+            raise ValueError(f"the bias of token {token} should be a number")
+    return {int(token): bias for token, bias in given.items()}
+
+
 # One text or several; the ids of one or of several.
 Prompts = Annotated[
     Annotated[str, Tag("text")]
-    | Annotated[list[str], Field(min_length=1, max_length=_MOST_PROMPTS), Tag("texts")]
-    | Annotated[list[_Token], Field(min_length=1), Tag("ids")]
     | Annotated[
-        list[Annotated[list[_Token], Field(min_length=1)]],
-        Field(min_length=1, max_length=_MOST_PROMPTS),
+        list[str], Field(fail_fast=True, min_length=1, max_length=_MOST_PROMPTS), Tag("texts")
+    ]
+    | Annotated[list[_Token], Field(fail_fast=True, min_length=1), Tag("ids")]
+    | Annotated[
+        list[Annotated[list[_Token], Field(fail_fast=True, min_length=1)]],
+        Field(fail_fast=True, min_length=1, max_length=_MOST_PROMPTS),
         Tag("several"),
     ],
     Discriminator(_kind),
@@ -105,7 +126,7 @@ class StructuredOutputs(_Part):
 
     json_: dict[str, Any] | str | None = Field(default=None, alias="json")
     regex: str | None = None
-    choice: list[str] | None = Field(default=None, min_length=1)
+    choice: Annotated[list[str], Field(fail_fast=True, min_length=1)] | None = None
     grammar: str | None = None
     json_object: bool | None = None
 
@@ -120,23 +141,23 @@ class Sampled(Body):
     temperature: float | None = None
     top_p: float | None = None
     n: int | None = None
-    stop: _Stop | Annotated[list[_Stop], Field(max_length=64)] | None = None
+    stop: _Stop | Annotated[list[_Stop], Field(fail_fast=True, max_length=64)] | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    logit_bias: dict[_Token, float] | None = None
+    logit_bias: Annotated[dict[str, Any], AfterValidator(_biases)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
     min_tokens: int | None = None
-    stop_token_ids: Annotated[list[_Token], Field(max_length=1024)] | None = None
+    stop_token_ids: Annotated[list[_Token], Field(fail_fast=True, max_length=1024)] | None = None
     ignore_eos: bool | None = None
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: dict[str, Any] | str | None = None
     guided_regex: str | None = None
-    guided_choice: list[str] | None = Field(default=None, min_length=1)
+    guided_choice: Annotated[list[str], Field(fail_fast=True, min_length=1)] | None = None
     guided_grammar: str | None = None
 
     refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -186,20 +207,20 @@ class Message(_Part):
     """One message; ``hone.text.messages`` says which forms of it are read."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[dict[str, Any]] | None = None
+    content: str | Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
     name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
     tool_call_id: str | None = None
 
 
 class ChatRequest(Sampled):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1)]
     max_completion_tokens: _Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
-    tools: list[Tool] | None = None
+    tools: Annotated[list[Tool], Field(fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -258,8 +279,8 @@ class TokenizeRequest(Body):
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
-    tools: list[Tool] | None = None
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1)] | None = None
+    tools: Annotated[list[Tool], Field(fail_fast=True)] | None = None
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -275,7 +296,7 @@ class DetokenizeRequest(Body):
     """POST /detokenize."""
 
     model: str | None = None
-    tokens: list[_Token]
+    tokens: Annotated[list[_Token], Field(fail_fast=True)]
 
 
 class QuestionRequest(Body):

@@ -7,7 +7,7 @@ import pytest
 from echo_engine import BLOCKS, EMBED, REFUSE
 from engine_processes import QUICK, collect, echo_settings, request, running, until
 
-from hone.core.errors import CheckpointError, RequestError
+from hone.core.errors import RequestError
 from hone.serve.client import EngineClient, EngineGone
 
 
@@ -150,7 +150,7 @@ def test_a_model_that_cannot_be_loaded_is_told_and_not_tried_again():
     async def main():
         client = EngineClient(echo_settings(fail="model.safetensors is broken."), QUICK)
         client.start()
-        with pytest.raises(CheckpointError, match="is broken"):
+        with pytest.raises(EngineGone, match="is broken"):
             await client.ready()
         assert (client.state, client.restarts, client.process) == ("failed", 0, None)
         with pytest.raises(EngineGone, match="is broken"):

@@ -118,7 +118,9 @@ def test_an_engine_that_dies_again_and_again_is_given_up():
     async def main():
         client = EngineClient(echo_settings(die_with=9), QUICK)
         client.start()
-        assert "exit code 9" in await client.failed()
+        reason = await client.failed()
+        assert reason.startswith("The engine died 4 times in a row")
+        assert reason.endswith("exit code 9.")
         assert client.restarts == QUICK.quick_deaths
         await client.stop()
 

@@ -52,6 +52,12 @@ def serve(
     drain: Annotated[
         float, typer.Option(help="Seconds for running requests to end when the server is stopped.")
     ] = 30.0,
+    hang: Annotated[
+        float,
+        typer.Option(
+            help="Seconds without a sign of life after which a working engine is started again."
+        ),
+    ] = 300.0,
     adapter: Annotated[
         list[str] | None,
         typer.Option(
@@ -159,7 +165,7 @@ def serve(
     from hone.recipes.run_data import run_glossary, run_questions
     from hone.serve import lifecycle
     from hone.serve.app import AppSettings, create_app
-    from hone.serve.client import EngineClient
+    from hone.serve.client import EngineClient, Patience
     from hone.serve.keys import KeyRing
     from hone.serve.limits import Bounds
     from hone.serve.places import text_directory
@@ -208,7 +214,7 @@ def serve(
         "exact": exact,
         "adapters": _adapters(adapter or []),
     }
-    client = EngineClient(Settings(arguments=engine, threads=threads))
+    client = EngineClient(Settings(arguments=engine, threads=threads), Patience(hang=hang))
     app = create_app(
         AppSettings(keys, bounds, tuple(cors or ()), log_requests, _sampling(directory)),
         client,

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Literal
 
-from hone.core.errors import CheckpointError, HoneError, RequestError
+from hone.core.errors import HoneError, RequestError
 from hone.engine.request import Delta, EngineStats, Request
 from hone.serve import wire
 from hone.serve.info import ModelInfo
@@ -40,7 +40,7 @@ class Patience:
         ending: seconds for a process to end when it was told to; then it is killed.
     """
 
-    hang: float = 120.0
+    hang: float = 300.0
     pause: float = 0.25
     longest_pause: float = 30.0
     settled: float = 60.0
@@ -142,13 +142,12 @@ class EngineClient:
         """Wait until requests are taken.
 
         Raises:
-            CheckpointError: the model cannot be loaded.
-            EngineGone: the server stops.
+            EngineGone: the model cannot be loaded, or the server stops.
         """
         while self.state == "loading":
             await self._change()
         if self.state == "failed":
-            raise CheckpointError(self.error)
+            raise EngineGone(self.error)
         if self.state == "stopping":
             raise _stopping()
 
@@ -231,12 +230,14 @@ class EngineClient:
             deaths = 1 if lived >= patience.settled else deaths + 1
             if hopeless or deaths > patience.quick_deaths:
                 self.error = reason
-                _log.error("The engine is given up: %s", reason)
+                if not hopeless:
+                    self.error = f"The engine died {deaths} times in a row, the last time: {reason}"
+                _log.error("The engine is given up.")
                 self._enter("failed")
-                self._give_up(EngineGone(f"The engine failed: {reason}"))
+                self._give_up(self._absent())
                 return
             pause = min(patience.pause * 2.0 ** (deaths - 1), patience.longest_pause)
-            _log.error("The engine died: %s It is started again in %g s.", reason, pause)
+            _log.error("The engine died and is started again in %g s: %s", pause, reason)
             await asyncio.sleep(pause)
             self.restarts += 1
 
@@ -247,14 +248,14 @@ class EngineClient:
             process = await _spawn(theirs)
         except OSError as error:
             ours.close()
-            return f"its process cannot be started ({error.strerror}).", False
+            return f"Its process cannot be started ({error.strerror}).", False
         self.process = process.pid
-        reader, self._writer = await asyncio.open_connection(sock=ours, limit=_BUFFER)
         self._sent, self._due = 0, None
-        self._writer.write(wire.pack(self._settings))
         watch = asyncio.create_task(self._watch(process))
         last = None
         try:
+            reader, self._writer = await asyncio.open_connection(sock=ours, limit=_BUFFER)
+            self._writer.write(wire.pack(self._settings))
             while not isinstance(last, Failed):
                 last = await wire.read(reader)
                 self._receive(last)
@@ -262,7 +263,10 @@ class EngineClient:
             pass
         finally:
             watch.cancel()
-            self._writer.transport.abort()  # not close(): that waits until all is sent
+            if self._writer is None:
+                ours.close()
+            else:
+                self._writer.transport.abort()  # not close(): that waits until all is sent
             self._writer, self._stats = None, None
             if self.state == "ready":
                 self._enter("loading")
@@ -272,7 +276,7 @@ class EngineClient:
         if isinstance(last, Failed):
             return last.message, last.hopeless
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return f"its process ended with {how}.", False
+        return f"Its process ended with {how}.", False
 
     async def _end(self, process: asyncio.subprocess.Process) -> int:
         """Wait for a process that was told to end, and make sure that it does."""
@@ -309,6 +313,8 @@ class EngineClient:
         elif isinstance(message, Ready):
             self.info, self._stats = message.info, message.stats
             self._settled_from = now
+            if self.restarts:
+                _log.info("The engine is ready again.")
             if self.state == "loading":
                 self._enter("ready")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import uvicorn
 
-from hone.core.errors import CheckpointError, ConfigError
+from hone.core.errors import ConfigError, HoneError
 from hone.serve.client import EngineClient
 from hone.serve.info import ModelInfo
 
@@ -83,7 +83,7 @@ async def serve(
         ready: called once, when requests are taken.
 
     Raises:
-        CheckpointError: the model cannot be loaded, or the engine dies again and again.
+        HoneError: the model cannot be loaded, or the engine dies again and again.
     """
     server = _Server(
         uvicorn.Config(
@@ -110,7 +110,7 @@ async def serve(
         error = client.error
         await client.stop()
     if error:
-        raise CheckpointError(error)
+        raise HoneError(error)
 
 
 async def _watch(

@@ -26,8 +26,13 @@ from hone.engine.token_bytes import token_bytes
 from hone.text.tokenizer import Tokenizer
 
 Mask = NDArray[np.int32]
+# What was found out after a few tokens: the mask, and llguidance's state with it.
+Openings = dict[tuple[int, ...], tuple[Mask, LLMatcher]]
 
 _KEPT = 64
+# Where an output begins most is possible, so that its first masks take longest; and most outputs of
+# a grammar begin alike. What follows so few tokens is kept, so many times for each grammar.
+_OPENING, _MOST_OPENINGS = 3, 64
 _BEFORE = "\n"
 
 
@@ -56,7 +61,7 @@ class Grammars:
         self._end_ids = frozenset(end_ids)
         # llguidance's own end is an id behind the last: which tokens end is a matter of requests.
         self._tokenizer = _Vocabulary(tokenizer, tokens).tokenizer()
-        self._prototypes: OrderedDict[Grammar, LLMatcher] = OrderedDict()
+        self._prototypes: OrderedDict[Grammar, tuple[LLMatcher, Openings]] = OrderedDict()
 
     def compile(self, grammar: Grammar) -> None:
         """Check that ``grammar`` can be used, and keep it.
@@ -76,8 +81,9 @@ class Grammars:
         Raises:
             RequestError: as :meth:`compile`.
         """
-        prototype = self._prototype(grammar)
-        return Matcher(prototype.deep_copy(), self._end_ids.union(ends), self._inner_words)
+        prototype, openings = self._prototype(grammar)
+        ended_by = self._end_ids.union(ends)
+        return Matcher(prototype.deep_copy(), ended_by, self._inner_words, openings)
 
     def fill(self, matchers: Sequence["Matcher | None"], mask_RW: Mask) -> None:
         """The bitmasks of many outputs at once; a row without a matcher becomes -1, all allowed."""
@@ -87,10 +93,10 @@ class Grammars:
             else:
                 matcher.fill(mask_RW[row])
 
-    def _prototype(self, grammar: Grammar) -> LLMatcher:
+    def _prototype(self, grammar: Grammar) -> "tuple[LLMatcher, Openings]":
         found = self._prototypes.get(grammar)
         if found is None:
-            found = self._compiled(grammar)
+            found = self._compiled(grammar), {}
             self._prototypes[grammar] = found
             if len(self._prototypes) > _KEPT:
                 self._prototypes.popitem(last=False)
@@ -104,7 +110,7 @@ class Grammars:
         if isinstance(found, str):
             raise RequestError(f"The {NAMES[grammar.kind]} cannot be used: {found}.")
         mask_W = np.zeros(self.words, np.int32)
-        probe = Matcher(found.deep_copy(), self._end_ids, self._inner_words)
+        probe = Matcher(found.deep_copy(), self._end_ids, self._inner_words, {})
         probe.fill(mask_W)
         if probe.failed or not (probe.ended or mask_W.any()):
             why = probe.failed or "no token of the model can begin it"
@@ -121,10 +127,21 @@ class Matcher:
             then no token may come any more.
     """
 
-    __slots__ = ("_ends", "_finished", "_inner", "_scratch_W", "failed")
+    __slots__ = (
+        "_ends",
+        "_finished",
+        "_inner",
+        "_openings",
+        "_scratch_W",
+        "_tokens",
+        "failed",
+    )
 
-    def __init__(self, inner: LLMatcher, ends: frozenset[int], words: int) -> None:
-        self._inner, self._ends = inner, ends
+    def __init__(
+        self, inner: LLMatcher, ends: frozenset[int], words: int, openings: Openings
+    ) -> None:
+        self._inner, self._ends, self._openings = inner, ends, openings
+        self._tokens: list[int] = []
         self._scratch_W = np.zeros(words, np.int32)
         self._finished = False
         self.failed = ""
@@ -144,10 +161,7 @@ class Matcher:
         if self.ended or self.failed:
             mask_W[:] = 0
         else:
-            scratch_W = self._scratch_W
-            self._inner.unsafe_compute_mask_ptr(scratch_W.ctypes.data, scratch_W.nbytes)
-            mask_W[:] = scratch_W[:size]
-            self._look_for_errors()
+            mask_W[:] = self._possible()[:size]
         self._set_ends(mask_W)
 
     def accept(self, token: int) -> bool:
@@ -157,9 +171,15 @@ class Matcher:
         if token in self._ends:
             self._finished = bool(self._inner.is_accepting())
             return self._finished
-        taken = self._inner.try_consume_tokens([token]) == 1
+        known = self._known(token)
+        if known is not None:
+            self._inner = known[1].deep_copy()
+        elif self._inner.try_consume_tokens([token]) != 1:
+            self._look_for_errors()
+            return False
+        self._tokens.append(token)
         self._look_for_errors()
-        return taken
+        return True
 
     def rollback(self, count: int) -> None:
         """Take the last ``count`` accepted tokens back."""
@@ -168,12 +188,33 @@ class Matcher:
             count -= 1
         if count:
             self._inner.rollback(count)
+            del self._tokens[-count:]
 
     def copy(self) -> "Matcher":
         """Another matcher that stands where this one does."""
-        made = Matcher(self._inner.deep_copy(), self._ends, len(self._scratch_W))
+        made = Matcher(self._inner.deep_copy(), self._ends, len(self._scratch_W), self._openings)
+        made._tokens = self._tokens.copy()
         made._finished, made.failed = self._finished, self.failed
         return made
+
+    def _possible(self) -> Mask:
+        """The bitmask of the tokens that go on, as llguidance has it."""
+        known = self._known()
+        if known is not None:
+            return known[0]
+        scratch_W = self._scratch_W
+        self._inner.unsafe_compute_mask_ptr(scratch_W.ctypes.data, scratch_W.nbytes)
+        self._look_for_errors()
+        room = len(self._tokens) <= _OPENING and len(self._openings) < _MOST_OPENINGS
+        if room and not self.failed:
+            self._openings[tuple(self._tokens)] = scratch_W.copy(), self._inner.deep_copy()
+        return scratch_W
+
+    def _known(self, *more: int) -> tuple[Mask, LLMatcher] | None:
+        """What another output found out here, or after some tokens ``more``."""
+        if len(self._tokens) + len(more) > _OPENING:
+            return None
+        return self._openings.get((*self._tokens, *more))
 
     def _set_ends(self, mask_W: Mask) -> None:
         """Let the output end where it may, and nowhere else."""

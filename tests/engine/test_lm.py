@@ -117,7 +117,7 @@ def test_without_a_template_there_is_no_conversation(checkpoint, tmp_path):
 
 def test_an_empty_prompt_starts_from_bos(lm):
     assert lm.generate("")[0].prompt_token_ids == [1]
-    with pytest.raises(RequestError, match="Prompt 2 is empty"):
+    with pytest.raises(RequestError, match="Prompt 2: The prompt is empty"):
         lm.generate([[1], []])
 
 

@@ -9,7 +9,7 @@ import torch
 from hone.core.errors import ConfigError, RequestError
 from hone.engine.admission import Admission
 from hone.engine.grammar import Grammars, Matcher
-from hone.engine.invariance import RowCounts
+from hone.engine.invariance import RowCounts, pad_experts
 from hone.engine.memory import make_cache
 from hone.engine.options import EngineOptions
 from hone.engine.policies import make_policy
@@ -71,15 +71,16 @@ class Engine:
                 "Speculation takes tokens back, and the state of a recurrent model has no way "
                 "back; leave it out."
             )
+        pad_experts(model, row_counts)
         self._cache, self._pool = make_cache(model, options, exact=bool(row_counts))
         self._sampler = Sampler(model.config.vocab_size, model.device)
         self._admission = Admission(model.config, self._pool, end_ids, answer)
         self._scheduler = Scheduler(
             self._pool,
             make_policy(options.policy, options.max_running, options.wait_s),
-            options.max_batch_tokens,
+            max(options.max_batch_tokens, self._cache.chunk_multiple + 1),
             options.max_running,
-            getattr(self._cache, "chunk_multiple", 1),
+            self._cache.chunk_multiple,
             self._admission.long_from,
         )
         self._matchers: dict[int, Matcher] = {}

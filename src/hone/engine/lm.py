@@ -19,6 +19,7 @@ from hone.engine.invariance import RowCounts, safe_row_counts
 from hone.engine.options import EngineOptions
 from hone.engine.params import SamplingParams
 from hone.engine.sources import AnswerTokens, answer_tokens
+from hone.engine.speculation import load_speculation
 from hone.kernels import preferred_dtype
 from hone.models import (
     CausalLM,
@@ -113,10 +114,13 @@ class LM:
 
         Raises:
             CapacityError: there is no memory for its cache.
+            ConfigError: what is to guess tokens does not go with the model.
         """
+        options = options or self.options
         counts = (self.row_counts() if self.exact else None) or ()
+        speculation = load_speculation(self.model, self.tokenizer, options)
         return Engine(
-            self.model, self.tokenizer, self.end_ids, self.answer, counts, options or self.options
+            self.model, self.tokenizer, self.end_ids, self.answer, counts, options, speculation
         )
 
     def row_counts(self) -> RowCounts | None:

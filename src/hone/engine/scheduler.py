@@ -187,6 +187,8 @@ class Scheduler:
             return min(sequence.pending, left)
         end = sequence.computed + left
         end -= end % self._chunk_multiple
+        if self._chunk_multiple > 1 and len(sequence.tokens) - end == 1:
+            end -= self._chunk_multiple  # a lone token would be computed in another way
         return max(0, end - sequence.computed)
 
     def _find(self, sequence: Sequence) -> list[int]:

@@ -43,7 +43,7 @@ def visit(browser: Any, server: tuple[str, Script], script: Script) -> Iterator[
     complaints: list[str] = []
     contexts: list[Any] = []
 
-    def visit(ready: bool = True, width: int = 1200, **options: Any) -> Any:
+    def visit(ready: bool = True, width: int = 1200, url: str = server[0], **options: Any) -> Any:
         size = {"width": width, "height": 760}
         options.setdefault("locale", "en-US")
         contexts.append(browser.new_context(viewport=size, **options))
@@ -58,7 +58,7 @@ def visit(browser: Any, server: tuple[str, Script], script: Script) -> Iterator[
                 else None
             ),
         )
-        page.goto(server[0])
+        page.goto(url)
         if ready:
             page.wait_for_selector(READY)
         return page

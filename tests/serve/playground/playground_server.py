@@ -237,9 +237,18 @@ def _app(script: Script) -> Starlette:
 
 @contextmanager
 def scripted_server() -> Iterator[tuple[str, Script]]:
-    """Runs in a thread; gives its address and its script."""
+    """Gives its address and its script."""
     script = Script()
-    config = uvicorn.Config(_app(script), port=0, log_level="error", timeout_graceful_shutdown=1)
+    with running(_app(script)) as address:
+        yield address, script
+
+
+@contextmanager
+def running(app: Any) -> Iterator[str]:
+    """The address of a server of ``app``, in a thread."""
+    config = uvicorn.Config(
+        app, port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=1
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -247,7 +256,7 @@ def scripted_server() -> Iterator[tuple[str, Script]]:
         time.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
-        yield f"http://127.0.0.1:{port}/", script
+        yield f"http://127.0.0.1:{port}/"
     finally:
         server.should_exit = True
         thread.join(5)

@@ -204,6 +204,8 @@ def test_nothing_is_wider_than_a_phone(visit: Open, script: Script) -> None:
     say(page, "w" * 300)
     finish(page, usage=False)
     assert not page.evaluate(wide)
+    thread = "document.querySelector('#thread')"
+    assert page.evaluate(f"{thread}.scrollWidth <= {thread}.clientWidth")
     page.tap(f"{ANSWER} .token >> nth=0")
     box = page.locator("#popover").bounding_box()
     assert box["x"] >= 0

@@ -63,7 +63,7 @@ export class Chat {
     for (const { role, content, answer } of this.messages) {
       if (role === "user") sent.push({ role, content });
       else if (answer.text) sent.push({ role, content: answer.text });
-      else if (!answer.pending) sent.pop();
+      else sent.pop();
     }
     const system = this.system.value.trim();
     return system ? [{ role: "system", content: system }, ...sent] : sent;

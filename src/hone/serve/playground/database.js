@@ -6,6 +6,8 @@ import { schemaTree } from "./schema.js";
 import { highlight } from "./sql.js";
 import { number, say, t } from "./text.js";
 
+const LONG = 40; // characters; longer values are broken into lines
+
 export class DatabasePane {
   /** @param server {model(), ready(), failed(error)}: the chosen model, and whom to tell. */
   constructor(server) {
@@ -179,8 +181,10 @@ function rowsTable({ columns, rows }) {
 
 function cell(value, numeric) {
   if (value === null) return el("td", { className: "null", textContent: "NULL" });
-  const className = numeric ? "numeric" : "";
-  return el("td", { className, dir: "auto", textContent: String(value) });
+  const textContent = String(value);
+  const long = textContent.length > LONG || textContent.includes("\n");
+  const className = numeric ? "numeric" : long ? "long" : "";
+  return el("td", { className, dir: "auto", textContent });
 }
 
 /** Tab-separated, as spreadsheets take it from the clipboard. */

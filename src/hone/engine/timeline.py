@@ -214,7 +214,8 @@ def draw(timelines: dict[str, Timeline], file: Path, title: str = "") -> None:
     for axes, (name, timeline) in zip(bands, timelines.items(), strict=True):
         _band(axes, name, timeline)
     bands[-1].set_xlabel("seconds", fontsize=9)
-    marks = [Patch(color=_COLOURS[kind], label=words) for kind, words in _NAMES.items()]
+    seen = {bar.kind for timeline in timelines.values() for bar in timeline.bars()}
+    marks = [Patch(color=_COLOURS[kind], label=_NAMES[kind]) for kind in _NAMES if kind in seen]
     figure.legend(
         handles=marks, loc="outside lower center", ncols=len(marks), fontsize=8, frameon=False
     )
@@ -241,6 +242,7 @@ def _band(axes: Any, name: str, timeline: Timeline) -> None:
         loc="left",
     )
     axes.set_ylim(timeline.places, -0.8)
+    axes.set_xlim(left=0)
     axes.set_ylabel("place", fontsize=8)
     axes.tick_params(labelsize=8)
     for side in ("top", "right"):

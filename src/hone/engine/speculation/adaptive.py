@@ -29,6 +29,8 @@ _HIGHEST = 0.98
 _REST, _LONGEST_REST, _ATTEMPT = 64, 1024, 3
 # Of the tokens of an attempt.
 _ATTEMPTED = 2
+# Of the mean of passes, the longest that is believed.
+_LONGEST = 5.0
 # With always as many rows nobody knows what a row costs: every so many steps has none to spare.
 _PLAIN_EVERY = 32
 
@@ -183,7 +185,9 @@ class PassTimes:
         if not self._rows:
             self._rows, self._seconds = rows, seconds
             return
-        more, longer = rows - self._rows, seconds - self._seconds
+        more = rows - self._rows
+        # What takes far longer was interrupted by something else.
+        longer = min(seconds, _LONGEST * self._seconds) - self._seconds
         self._squares = self._KEPT * self._squares + more * more
         self._products = self._KEPT * self._products + more * longer
         self._rows += self._NEW * more
@@ -232,7 +236,9 @@ class Lengths:
     def drafted(self, seconds: float, longest: int) -> None:
         """Drafts of up to ``longest`` tokens took so long to make."""
         one = seconds / max(longest, 1) if self._stepwise else seconds
-        self._drafting = one if not self._drafting else 0.9 * self._drafting + 0.1 * one
+        # Some take longer: a prompt was read, or the machine was busy.
+        weight = 1.0 if not self._drafting else 0.5 if one < self._drafting else 0.05
+        self._drafting += weight * (one - self._drafting)
 
     def choose(self, keys: Seq[int], limits: Seq[int]) -> list[int]:
         """The lengths for the next pass, of at most ``limits``."""

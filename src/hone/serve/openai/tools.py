@@ -183,7 +183,7 @@ class CallWriter:
                 "response_format cannot be used together with tools of this model; leave one out."
             )
         rules = self._rules(tools, several)
-        start = ["start: answer | calls", f"answer: %json {answer.source}"]
+        start = ["start: answer | calls", f"answer: %json {_schema(_loaded(answer.source))}"]
         return Grammar("lark", "\n".join([*start, *rules, ""]))
 
     def _rules(self, tools: Tools, several: bool) -> list[str]:
@@ -202,7 +202,7 @@ class CallWriter:
         rules, calls = [], []
         for number, tool in enumerate(tools):
             function = tool["function"]
-            schema = json.dumps(function.get("parameters") or {"type": "object"})
+            schema = _schema(function.get("parameters") or {"type": "object"})
             before = form.before.replace("NAME", json.dumps(function["name"], ensure_ascii=False))
             calls.append(f"call{number}")
             rules.append(f"call{number}: {_quoted(before)} arguments{number} {_quoted(form.after)}")
@@ -213,6 +213,22 @@ class CallWriter:
             f"call: {' | '.join(calls)}",
             *rules,
         ]
+
+
+def _schema(schema: Mapping[str, Any]) -> str:
+    """A schema for a grammar, in the spacing in which templates write JSON."""
+    spacing = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+    return json.dumps({**schema, "x-guidance": spacing})
+
+
+def _loaded(source: str) -> dict[str, Any]:
+    try:
+        schema = json.loads(source)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"The JSON schema is not JSON: {error}.") from error
+    if not isinstance(schema, dict):
+        raise RequestError('The JSON schema must be an object, such as {"type": "object"}.')
+    return schema
 
 
 def _quoted(text: str) -> str:

@@ -202,7 +202,7 @@ def test_prompts_may_be_ids_and_one_text_gives_a_list_of_one(lm, prompts, greedy
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        ([], "Prompt 1: The prompt is empty"),
+        ([], "The prompt is empty"),
         ([5000], "outside 0"),
         ([-1], "outside 0"),
         ([1] * 128, "128 tokens; this model reads 128"),

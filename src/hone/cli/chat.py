@@ -25,6 +25,7 @@ def chat(
     repetition_penalty: options.RepetitionPenalty = 1.0,
     stop: options.Stop = None,
     seed: options.Seed = None,
+    speculation: options.Speculation = None,
     dtype: options.DType = "auto",
 ) -> None:
     """Talk with a model that has a chat template.
@@ -35,6 +36,7 @@ def chat(
     """
     import hone
     from hone.core.errors import RequestError
+    from hone.engine import EngineOptions
 
     params = hone.SamplingParams(
         max_tokens=max_tokens,
@@ -46,7 +48,7 @@ def chat(
         stop=stop or (),
         seed=seed,
     )
-    lm = hone.load(model, dtype)
+    lm = hone.load(model, dtype, options=EngineOptions(speculation=speculation))
     start = [] if system is None else [{"role": "system", "content": system}]
     # A model without a template, or one that refuses a system message, says so now.
     lm.chat_prompt([*start, {"role": "user", "content": "?"}])

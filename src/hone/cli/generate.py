@@ -10,7 +10,7 @@ import typer
 from hone.cli import sampling_options as options
 
 if TYPE_CHECKING:
-    from hone.engine import LM, GenerationResult
+    from hone.engine import LM, GenerationResult, Grammar
 
 
 def generate(
@@ -35,8 +35,18 @@ def generate(
     top_p: options.TopP = 1.0,
     min_p: options.MinP = 0.0,
     repetition_penalty: options.RepetitionPenalty = 1.0,
+    presence_penalty: options.PresencePenalty = 0.0,
+    frequency_penalty: options.FrequencyPenalty = 0.0,
     stop: options.Stop = None,
     seed: options.Seed = None,
+    n: Annotated[int, typer.Option("--n", help="Outputs for each prompt.")] = 1,
+    json_schema: Annotated[
+        Path | None, typer.Option(help="A file with a JSON schema that every output follows.")
+    ] = None,
+    regex: Annotated[
+        str | None, typer.Option(help="A regular expression that every output matches.")
+    ] = None,
+    speculation: options.Speculation = None,
     dtype: options.DType = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSONL.")] = False,
 ) -> None:
@@ -49,6 +59,7 @@ def generate(
     import hone
     from hone.core.files import atomic_path
     from hone.core.progress import progress
+    from hone.engine import EngineOptions
 
     params = hone.SamplingParams(
         max_tokens=max_tokens,
@@ -57,20 +68,25 @@ def generate(
         top_p=top_p,
         min_p=min_p,
         repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
         stop=stop or (),
         seed=seed,
+        n=n,
+        grammar=_grammar(json_schema, regex),
     )
     records = _records(prompts or [], file)
-    lm = hone.load(model, dtype)
+    lm = hone.load(model, dtype, options=EngineOptions(speculation=speculation))
     requests = [_request(lm, record, where) for where, record in records]
-    to_terminal = out is None and not as_json and len(requests) == 1
+    to_terminal = out is None and not as_json and len(requests) * n == 1
     if to_terminal:
         (result,) = lm.generate(requests, params, stream=lambda _, piece: _write(piece))
         _write("\n")
         _summary([result])
         return
-    with progress("Generating", len(requests), "prompts") as bar:
+    with progress("Generating", len(requests) * n, "outputs") as bar:
         results = lm.generate(requests, params, finished=lambda *_: bar.advance())
+    records = [record for record in records for _ in range(n)]
     lines = [
         record | {"text": r.text, "finish_reason": r.finish_reason, "tokens": len(r.token_ids)}
         for (_, record), r in zip(records, results, strict=True)
@@ -84,6 +100,23 @@ def generate(
     else:
         for (_, record), result in zip(records, results, strict=True):
             _write(f"> {record.get('prompt', '')}\n{result.text}\n\n")
+
+
+def _grammar(json_schema: Path | None, regex: str | None) -> "Grammar | None":
+    from hone.core.errors import RequestError
+    from hone.core.files import explain_os_error
+    from hone.engine import Grammar
+
+    if json_schema is not None and regex is not None:
+        raise RequestError("Give --json-schema or --regex, not both.")
+    if regex is not None:
+        return Grammar("regex", regex)
+    if json_schema is None:
+        return None
+    try:
+        return Grammar("json", json_schema.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise explain_os_error(error, json_schema, "read") from error
 
 
 def _records(prompts: list[str], file: Path | None) -> list[tuple[str, dict[str, Any]]]:

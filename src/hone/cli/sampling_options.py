@@ -24,3 +24,15 @@ Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]
 DType = Annotated[
     str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16: what to compute in.")
 ]
+PresencePenalty = Annotated[
+    float, typer.Option(help="Taken from the scores of tokens that the output has; -2 to 2.")
+]
+FrequencyPenalty = Annotated[
+    float, typer.Option(help="Taken from them for each time that it has them; -2 to 2.")
+]
+Speculation = Annotated[
+    str | None,
+    typer.Option(
+        help="Guess tokens ahead, which changes no output: ngram, draft:PATH or medusa:PATH."
+    ),
+]

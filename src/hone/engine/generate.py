@@ -105,7 +105,8 @@ def run(
             try:
                 engine.add(request)
             except RequestError as error:
-                raise RequestError(f"Prompt {number + 1}: {error}") from error
+                where = f"Prompt {number + 1}: " if len(prompts) > 1 else ""
+                raise RequestError(f"{where}{error}") from error
             begin = prompt if opening is None else opening
             collector = Collector(tokenizer, p, begin, end_ids, stream is not None)
             collectors[request.id] = first, number, collector

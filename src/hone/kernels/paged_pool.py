@@ -6,12 +6,16 @@ In int8 each vector of a token and head has a scale of its own, its largest magn
 Shapes: NB blocks of bs slots, K heads, D head size; N tokens, n blocks.
 """
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 _STEPS = 127.0
+# Bytes of a line of the processor's cache.
+_ALIGNED = 64
 
 
 @dataclass(slots=True)
@@ -31,9 +35,9 @@ class Pool:
         cls, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
     ) -> "Pool":
         """A pool of zeros; ``torch.int8`` brings scales."""
-        data = torch.zeros(shape, dtype=dtype, device=device)
         scaled = dtype == torch.int8
-        return cls(data, torch.zeros(shape[:3], device=device) if scaled else None)
+        scale = _zeros(shape[:3], torch.float32, device) if scaled else None
+        return cls(_zeros(shape, dtype, device), scale)
 
     @property
     def parts(self) -> list[Tensor]:
@@ -102,3 +106,16 @@ def quantize(x_NKD: Tensor) -> tuple[Tensor, Tensor]:
     # A vector of zeros has the scale zero, and stays one.
     whole_NKD = torch.round(x_NKD / scale_NK.clamp_min(torch.finfo(torch.float32).tiny)[..., None])
     return whole_NKD.to(torch.int8), scale_NK
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Like ``torch.zeros``; on a CPU, pages that are never written to take no memory."""
+    if torch.device(device).type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    size = math.prod(shape) * dtype.itemsize
+    try:
+        raw = np.zeros(size + _ALIGNED, dtype=np.uint8)
+    except MemoryError as error:
+        raise RuntimeError(f"no memory for {size:,} bytes") from error
+    start = -raw.ctypes.data % _ALIGNED
+    return torch.from_numpy(raw[start : start + size]).view(dtype).view(shape)

@@ -56,8 +56,6 @@ class Grammars:
             tokens[end] = b""
         self.vocab_size = size
         self.words = (size + 31) // 32
-        # Those of llguidance's masks, exactly: its own end may need one word more.
-        self._inner_words = size // 32 + 1
         self._end_ids = frozenset(end_ids)
         # llguidance's own end is an id behind the last: which tokens end is a matter of requests.
         self._tokenizer = _Vocabulary(tokenizer, tokens).tokenizer()
@@ -83,7 +81,7 @@ class Grammars:
         """
         prototype, openings = self._prototype(grammar)
         ended_by = self._end_ids.union(ends)
-        return Matcher(prototype.deep_copy(), ended_by, self._inner_words, openings)
+        return Matcher(prototype.deep_copy(), ended_by, self.vocab_size, openings)
 
     def fill(self, matchers: Sequence["Matcher | None"], mask_RW: Mask) -> None:
         """The bitmasks of many outputs at once; a row without a matcher becomes -1, all allowed."""
@@ -110,7 +108,7 @@ class Grammars:
         if isinstance(found, str):
             raise RequestError(f"The {NAMES[grammar.kind]} cannot be used: {found}.")
         mask_W = np.zeros(self.words, np.int32)
-        probe = Matcher(found.deep_copy(), self._end_ids, self._inner_words, {})
+        probe = Matcher(found.deep_copy(), self._end_ids, self.vocab_size, {})
         probe.fill(mask_W)
         if probe.failed or not (probe.ended or mask_W.any()):
             why = probe.failed or "no token of the model can begin it"
@@ -133,16 +131,18 @@ class Matcher:
         "_inner",
         "_openings",
         "_scratch_W",
+        "_size",
         "_tokens",
         "failed",
     )
 
     def __init__(
-        self, inner: LLMatcher, ends: frozenset[int], words: int, openings: Openings
+        self, inner: LLMatcher, ends: frozenset[int], size: int, openings: Openings
     ) -> None:
         self._inner, self._ends, self._openings = inner, ends, openings
         self._tokens: list[int] = []
-        self._scratch_W = np.zeros(words, np.int32)
+        # With the bit of llguidance's own end, which may need one word more.
+        self._size, self._scratch_W = size, np.zeros(size // 32 + 1, np.int32)
         self._finished = False
         self.failed = ""
 
@@ -157,11 +157,12 @@ class Matcher:
 
     def fill(self, mask_W: Mask) -> None:
         """Set the bit of each token that may come next, and clear all others."""
-        size = len(mask_W)
         if self.ended or self.failed:
             mask_W[:] = 0
         else:
-            mask_W[:] = self._possible()[:size]
+            mask_W[:] = self._possible()[: len(mask_W)]
+            if self._size % 32:
+                _set_bit(mask_W, self._size, False)
         self._set_ends(mask_W)
 
     def accept(self, token: int) -> bool:
@@ -192,7 +193,7 @@ class Matcher:
 
     def copy(self) -> "Matcher":
         """Another matcher that stands where this one does."""
-        made = Matcher(self._inner.deep_copy(), self._ends, len(self._scratch_W), self._openings)
+        made = Matcher(self._inner.deep_copy(), self._ends, self._size, self._openings)
         made._tokens = self._tokens.copy()
         made._finished, made.failed = self._finished, self.failed
         return made
@@ -220,11 +221,7 @@ class Matcher:
         """Let the output end where it may, and nowhere else."""
         whole = self.may_end
         for end in self._ends:
-            word, bit = end // 32, np.uint32(1 << end % 32).view(np.int32)
-            if whole:
-                mask_W[word] |= bit
-            else:
-                mask_W[word] &= ~bit
+            _set_bit(mask_W, end, whole)
 
     def _look_for_errors(self) -> None:
         if self._inner.is_error():
@@ -269,3 +266,11 @@ class _Vocabulary(ByteVocabulary):
             else:
                 break  # no token begins so
         return ids
+
+
+def _set_bit(mask_W: Mask, token: int, to: bool) -> None:
+    bit = np.uint32(1 << token % 32).view(np.int32)
+    if to:
+        mask_W[token // 32] |= bit
+    else:
+        mask_W[token // 32] &= ~bit

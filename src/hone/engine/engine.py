@@ -16,7 +16,7 @@ from hone.engine.policies import make_policy
 from hone.engine.request import Delta, EngineStats, FinishReason, Request
 from hone.engine.runner import Chosen, Runner
 from hone.engine.sampler import Sampler
-from hone.engine.scheduler import Schedule, Scheduler
+from hone.engine.scheduler import Schedule, Scheduler, Work
 from hone.engine.sequence import Draft, Sequence
 from hone.engine.sources import AnswerTokens
 from hone.engine.speculation import Speculation
@@ -26,7 +26,8 @@ from hone.text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from hone.engine.adapters import AdapterBank
     from hone.engine.embeddings import Pooler
-    from hone.engine.timeline import StepRecord
+    from hone.engine.timeline import Kind, StepRecord
+    from hone.engine.timeline import Row as SeenRow
 
 Clock = Callable[[], float]
 
@@ -178,16 +179,7 @@ class Engine:
         step = self._scheduler.schedule(start)
         if not step.works:
             return []
-        if self.observer is not None:
-            rows = [
-                (
-                    work.sequence.request.id,
-                    work.sequence.index,
-                    work.new,
-                    "decode" if work.sequence.written else "prompt",
-                )
-                for work in step.works
-            ]
+        rows = [] if self.observer is None else [_seen(work) for work in step.works]
         chosen = self._runner(step)
         deltas = self._advance(step, chosen, start)
         self._steps += 1
@@ -383,6 +375,13 @@ class Engine:
         for sequence in sequences:
             if sequence.floor <= point < len(sequence.tokens):
                 self._scheduler.restart(sequence, point + 1)
+
+
+def _seen(work: Work) -> "SeenRow":
+    """What an observer is told of a row."""
+    sequence = work.sequence
+    kind: Kind = "decode" if sequence.written else "prompt"
+    return sequence.request.id, sequence.index, work.new, kind
 
 
 def _child(draft: Draft, parent: int, token: int) -> int | None:

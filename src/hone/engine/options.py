@@ -33,7 +33,7 @@ class EngineOptions:
     max_batch_tokens: int = 2048
     cache_bytes: int | None = None
     cache_dtype: str = "auto"
-    block_size: int = 32
+    block_size: int = 16
     prefix_sharing: bool = True
     policy: PolicyName = "continuous"
     wait_s: float = 0.02

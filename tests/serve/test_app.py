@@ -3,6 +3,8 @@
 import json
 import logging
 import sqlite3
+import subprocess
+import sys
 
 import openai
 import pytest
@@ -372,6 +374,11 @@ def test_defaults_hold_where_a_request_says_nothing():
     api.post("/v1/chat/completions", json=CHAT | {"top_k": 5})
     params = client.requests[0].params
     assert (params.temperature, params.top_k) == (0.6, 5)
+
+
+def test_the_process_that_speaks_http_has_no_torch():
+    code = "import sys, hone.serve.app; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_the_api_is_described():

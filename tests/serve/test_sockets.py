@@ -98,6 +98,9 @@ def test_a_request_is_taken_back_within_a_step_of_the_clients_leaving(server, en
     left = time.monotonic()
     until(lambda: engine.running == 0)
     assert time.monotonic() - left < 0.5
+    # Nobody was refused anything, and the log of the proxy says the same.
+    until(lambda: 'status="499"' in httpx.get(f"{server[1]}/metrics").text)
+    assert 'status="408"} ' not in httpx.get(f"{server[1]}/metrics").text
 
 
 def test_a_slow_reader_delays_nobody_and_is_ended(server, engine, connect):

@@ -20,6 +20,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from machine import measure
 from hone.kernels import preferred_dtype
 
 PROMPT_TOKENS, NEW_TOKENS = 128, 32
+_PATIENCE = 600.0  # seconds for one round
 SCRIPT = Path(__file__).with_name("decode_contenders.py")
 
 
@@ -102,7 +104,11 @@ class Contender:
     def _answer(self) -> dict[str, Any]:
         assert self.process is not None
         assert self.process.stdout is not None
+        # A peer that hangs is ended, and then left out as one that ends by itself.
+        patience = threading.Timer(_PATIENCE, self.process.kill)
+        patience.start()
         line = self.process.stdout.readline()
+        patience.cancel()
         return json.loads(line) if line else {"why": f"it ended with code {self.process.wait()}"}
 
 

@@ -6,7 +6,10 @@ import random
 import re
 import socket
 import statistics
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -414,3 +417,15 @@ def test_lengths_on_the_command_line():
     for text in ("128", "0:5", "a:b", "none.txt"):
         with pytest.raises(RequestError, match="give mix, tokens of prompt and answer"):
             parse_lengths(text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("vanish", [0.0, 0.4])
+def test_a_server_under_load_loses_nothing(vanish):
+    """The short form of what benchmarks/load.py does for five minutes."""
+    script = Path(__file__).parents[2] / "benchmarks" / "load.py"
+    options = f"--streams 60 --seconds 15 --warm 5 --lengths 16:24 --ttft 120 --vanish {vanish}"
+    command = [sys.executable, str(script), *options.split()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "All checks hold." in done.stdout

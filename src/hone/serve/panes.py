@@ -14,6 +14,15 @@ from hone.serve.openai.http import Call
 from hone.serve.openai.schemas import QueryRequest, QuestionRequest
 from hone.serve.openai.service import Service
 
+# What is not a whole query may still run, and would answer another question.
+_CUT_OFF: dict[str, Any] = {
+    "columns": [],
+    "rows": [],
+    "truncated": False,
+    "error": "The query was cut off before its end, and was not run; ask for less at once.",
+    "seconds": 0.0,
+}
+
 
 class Panes:
     """The endpoints of one database; without one they answer 404."""
@@ -39,16 +48,17 @@ class Panes:
         budget = min(question.max_tokens, service.bounds.output_tokens or question.max_tokens)
         params = SamplingParams(max_tokens=budget, grammar=question.grammar)
         request = Request(f"ask-{uuid.uuid4().hex}", tuple(prompt), params, 0, call.owner, adapter)
-        output = ""
+        output, whole = "", True
         with service.limiter.admit(call.owner, len(prompt)) as held:
             generation = Generation(service, [request], held, None)
             async with aclosing(generation.steps()) as steps:
                 async for step in steps:
                     output += step.text
+                    whole = whole and step.finish_reason != "length"
                     if body.stream and step.text:
                         await call.event({"delta": step.text})
             sql = await asyncio.to_thread(pane.query, question, output)
-            answer = await self._run(pane, sql)
+            answer = await self._run(pane, sql) if whole else {"sql": sql} | _CUT_OFF
         if body.stream:
             await call.event(answer)
             await call.done()

@@ -15,6 +15,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -137,12 +138,14 @@ class Contender:
     drafted: int = 0
     accepted: int = 0
     steps: int = 0
+    guessing: float = 0.0
 
 
 class Bench:
     """The model with each way of guessing."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, clock: Callable[[], float]) -> None:
+        self.clock = clock
         self.lm = load(folder / "model")
         paths = {"draft": f"draft:{folder / 'draft'}", "medusa": f"medusa:{folder / 'heads'}"}
         self.names = {"none": None, "ngram": "ngram"} | paths
@@ -169,18 +172,31 @@ class Bench:
             self.lm.end_ids,
             options=options,
             speculation=one.speculation,
+            clock=self.clock,
         )
         outputs: dict[str, list[int]] = {}
         for number, (prompt, each) in enumerate(zip(self.prompts, params, strict=False)):
             engine.add(Request(str(number), tuple(prompt), each))
         before = engine.stats()
-        start = time.perf_counter()
+        guessing = 0.0
+        if one.speculation is not None:
+            propose = type(one.speculation).propose
+
+            def timed(sequences, limits, speculation=one.speculation):
+                nonlocal guessing
+                begun = self.clock()
+                drafts = propose(speculation, sequences, limits)
+                guessing += self.clock() - begun
+                return drafts
+
+            one.speculation.propose = timed  # type: ignore[method-assign]
+        start = self.clock()
         while engine.busy:
             for delta in engine.step():
                 outputs.setdefault(delta.request, []).extend(delta.tokens)
-        seconds, stats = time.perf_counter() - start, engine.stats()
+        seconds, stats = self.clock() - start, engine.stats()
         if seconds < one.seconds:
-            one.seconds, one.steps = seconds, stats.steps
+            one.seconds, one.steps, one.guessing = seconds, stats.steps, guessing
             one.drafted = stats.drafted - before.drafted
             one.accepted = stats.accepted - before.accepted
         one.outputs = [outputs[key] for key in sorted(outputs)]
@@ -189,7 +205,10 @@ class Bench:
         """Measure all ways on ``count`` prompts."""
         params = [
             SamplingParams(
-                max_tokens=64, temperature=temperature, seed=seed, ignore_eos=temperature > 0
+                max_tokens=64 if not temperature else 32,
+                temperature=temperature,
+                seed=seed,
+                ignore_eos=temperature > 0,
             )
             for seed in range(count)
         ]
@@ -198,7 +217,14 @@ class Bench:
             for one in contenders:
                 self.round(one, batch, params)
         plain = contenders[0]
-        head = ["guesses", "tok/s", "drafted per token", "accepted", "tokens per pass"]
+        head = [
+            "guesses",
+            "tok/s",
+            "drafted per token",
+            "accepted",
+            "tokens per pass",
+            "time to guess",
+        ]
         lines = [head, ["---", *["---:"] * (len(head) - 1)]]
         for one in contenders:
             tokens = sum(map(len, one.outputs))
@@ -211,6 +237,7 @@ class Bench:
                     f"{one.drafted / tokens:.2f}",
                     f"{one.accepted / one.drafted:.0%}" if one.drafted else "-",
                     f"{tokens / one.steps:.2f}",
+                    f"{one.guessing / one.seconds:.1%}",
                 ]
             )
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -224,6 +251,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="count the processor's, where others use it too"
+    )
     parser.add_argument("--folder", type=Path, help="where the models are kept")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -232,7 +262,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         make_models(folder, options.quick)
         print(measure().describe(), flush=True)
-        bench = Bench(folder)
+        bench = Bench(folder, time.process_time if options.cpu_time else time.perf_counter)
         size = bench.lm.config.parameter_count / 1e6
         for batch in options.batches:
             for what, temperature in (("SQL, greedy", 0.0), ("drawn at temperature 3", 3.0)):

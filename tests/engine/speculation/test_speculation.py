@@ -49,7 +49,7 @@ def test_only_those_with_something_to_gain_are_asked():
 def test_passes_that_read_prompts_too_tell_nothing_of_what_a_row_costs():
     speculation, some = Speculation(Counting(), 4), sequences(2)
     speculation.lengths.choose = lambda keys, limits: [2, 2]
-    for rows in (2, 4, 6, 200, 6, 2):
+    for rows in (2, 4, 6, 200, 6, 2, 6, 5):
         speculation.propose(some, [4, 4])
         speculation.took(rows, 1.0 + 0.1 * rows if rows < 10 else 50.0)
     step, row = speculation.lengths.passes.line(2)

@@ -26,7 +26,7 @@ _CHANCES_OF_ALL = 4.0
 _FIRST_SHARE, _FIRST_CHANCES = 0.6, 4.0
 _HIGHEST = 0.98
 # Steps between two attempts where guessing does not pay: at first, at most; and steps of each.
-_REST, _LONGEST_REST, _ATTEMPT = 64, 1024, 3
+_REST, _LONGEST_REST, _ATTEMPT = 16, 1024, 3
 # Of the tokens of an attempt.
 _ATTEMPTED = 2
 # Of the mean of passes, the longest that is believed.
@@ -173,12 +173,13 @@ class PassTimes:
     """
 
     _NEW, _KEPT = 0.1, 0.998
-    # So many rows, squared, must passes have differed by to tell what one costs.
-    _ENOUGH = 0.5
+    # So many passes, with other rows than those before, tell what a row costs.
+    _ENOUGH = 5
 
     def __init__(self) -> None:
         self._rows = self._seconds = 0.0
         self._squares = self._products = 0.0
+        self._different = 0
 
     def add(self, rows: int, seconds: float) -> None:
         """A pass of so many tokens took so long."""
@@ -188,6 +189,7 @@ class PassTimes:
         more = rows - self._rows
         # What takes far longer was interrupted by something else.
         longer = min(seconds, _LONGEST * self._seconds) - self._seconds
+        self._different += abs(more) > 0.5
         self._squares = self._KEPT * self._squares + more * more
         self._products = self._KEPT * self._products + more * longer
         self._rows += self._NEW * more
@@ -196,7 +198,7 @@ class PassTimes:
     @property
     def known(self) -> bool:
         """Whether passes were different enough to tell what a row costs."""
-        return self._squares > self._ENOUGH
+        return self._different >= self._ENOUGH
 
     def line(self, rows: int) -> tuple[float, float]:
         """Seconds of a pass of ``rows``, and of one more row, once that is known."""
@@ -247,7 +249,8 @@ class Lengths:
         step, row = self.passes.line(len(keys))
         if not self.passes.known:
             # Every other pass, as it takes both kinds to know.
-            return self._attempt(limits, _ATTEMPTED) if self._step % 2 else [0] * len(keys)
+            room = max(_ATTEMPTED, len(keys) // 2)
+            return self._attempt(limits, room) if self._step % 2 else [0] * len(keys)
         costs = Costs(step, row, *((0.0, self._drafting) if self._stepwise else (self._drafting,)))
         lengths = best_lengths(self.acceptance.gains(keys, self._most), limits, costs)
         if all(n or not limit for n, limit in zip(lengths, limits, strict=True)):

@@ -276,6 +276,16 @@ def test_the_page_is_told_what_the_model_is():
     assert info["defaults"] == {"temperature": 1.0}
 
 
+@pytest.mark.parametrize("template", ["{% if %}", "{{ raise_exception('no') }}", "{{ 1 // 0 }}"])
+def test_a_template_that_is_broken_breaks_no_more_than_chat(template):
+    _, api = http(template=template)
+    assert api.get("/api/info").json()["tools"] is False
+    answer = api.post("/v1/chat/completions", json=CHAT)
+    assert answer.status_code == 400
+    shaped(answer)
+    assert api.post("/v1/completions", json={"prompt": "a"}).status_code == 200
+
+
 class Pane:
     """A database of one table."""
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hone.core.errors import RequestError
+from hone.core.errors import HoneError, RequestError
 from hone.engine.params import Grammar
 from hone.serve.openai.calls import JsonCalls, NamedCalls, Reader
 from hone.text.conversation import Conversations
@@ -139,7 +139,7 @@ def find_format(conversations: Conversations) -> CallFormat | None:
     """How the model writes calls; None when its template writes none, or in a form not known."""
     try:
         text = conversations.text(_PROBE, _PROBE_TOOLS)
-    except RequestError:
+    except HoneError:  # it refuses calls, or there is no template that works
         return None
     return next((form for form in FORMATS if form.written.search(text)), None)
 

@@ -1,6 +1,8 @@
 """`hone serve` as a program: one tiny model, asked as clients do, killed, and stopped."""
 
+import dataclasses
 import http.client
+import inspect
 import json
 import os
 import re
@@ -15,6 +17,8 @@ import torch
 
 import hone
 from hone.cli.app import main
+from hone.cli.serve import serve
+from hone.engine.options import EngineOptions
 from hone.models import CausalLM, ModelConfig, save_checkpoint
 from hone.text.tokenizer import Tokenizer
 
@@ -232,6 +236,13 @@ def test_a_model_that_turns_out_broken_ends_the_command(refused, model, tmp_path
     assert code == 1
     assert "model.safetensors" in message
     assert "Traceback" not in message
+
+
+def test_its_defaults_are_the_engines_own():
+    given = inspect.signature(serve).parameters
+    for field in dataclasses.fields(EngineOptions):
+        if field.name in given:
+            assert given[field.name].default == field.default, field.name
 
 
 def test_the_process_that_speaks_http_does_without_torch():

@@ -92,7 +92,7 @@ def serve(
     ] = "auto",
     block_size: Annotated[
         int, typer.Option(help="Tokens of a block of the cache.", rich_help_panel=_ENGINE)
-    ] = 32,
+    ] = 16,
     speculation: Annotated[
         str | None,
         typer.Option(

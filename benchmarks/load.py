@@ -48,8 +48,8 @@ from hone.text.tokenizer import Tokenizer
 
 _MEMORY = 1.05  # of what it was, at most, and so many bytes of noise:
 _NOISE = 32 << 20
-# Blocks of the cache take memory when they are first used: the load before the first figures goes on
-# in rounds until memory grows by no more than this.
+# Blocks of the cache take memory when they are first used: the load before the first figures goes
+# on in rounds until memory grows by no more than this.
 _SETTLED, _WARM_ROUNDS = 1.01, 8
 _REST = 60.0  # seconds until a server without requests must have freed all
 
@@ -210,9 +210,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", help="a checkpoint; random weights without one")
     parser.add_argument("--streams", type=int, default=500)
     parser.add_argument("--seconds", type=float, default=300.0)
-    parser.add_argument(
-        "--warm", type=float, default=20.0, help="seconds of a round before the first"
-    )
+    parser.add_argument("--warm", type=float, default=20.0, help="seconds of a round before")
     parser.add_argument("--lengths", default="32:64", help="tokens of prompt and answer, or mix")
     parser.add_argument("--vanish", type=float, default=0.0, help="share of clients that go away")
     parser.add_argument("--ttft", type=float, default=60.0, help="most seconds to a first token")

@@ -51,10 +51,10 @@ class Admission:
             RequestError: the prompt is empty, too long, or holds an unknown id; or the cache is
                 too small for it.
         """
-        self._check_prompt(request.prompt)
+        self._check_prompt(request.prompt, answered=not request.embed)
         params = request.params
         opening = request.prompt if self._answer is None else (self._answer.start,)
-        budget = 0 if request.embed else self._budget(request, len(opening))
+        budget = self._budget(request, len(opening))
         ends = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             ends |= self._end_ids
@@ -76,12 +76,14 @@ class Admission:
             for index in range(1 if request.embed else params.n)
         ]
 
-    def _check_prompt(self, prompt: tuple[int, ...]) -> None:
+    def _check_prompt(self, prompt: tuple[int, ...], answered: bool) -> None:
         config = self._config
         if not prompt:
             raise RequestError("The prompt is empty; give at least one token.")
         reader = config.encoder or config
-        longest, included = config.max_position_embeddings - 1, ", the answer included"
+        longest, included = config.max_position_embeddings - answered, ", the answer included"
+        if not answered:
+            included = ""
         if config.encoder is not None:
             longest, included = config.encoder.max_position_embeddings, ""
         if len(prompt) > longest and not reader.extrapolates:
@@ -97,7 +99,7 @@ class Admission:
 
     def _budget(self, request: Request, opening: int) -> int:
         """How many tokens may be written, so that the model and the cache have room for them."""
-        config, asked = self._config, request.params.max_tokens
+        config, asked = self._config, 0 if request.embed else request.params.max_tokens
         room = config.max_position_embeddings - opening
         if config.extrapolates:
             room = max(room, asked or 1)

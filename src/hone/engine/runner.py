@@ -4,7 +4,8 @@ Shapes: N tokens of the pass, M tokens of the sources, R places that are scored,
 V vocabulary, W words of a bitmask over the vocabulary.
 """
 
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -49,6 +50,8 @@ class Runner:
         exact: few rows are padded, so that no row depends on how many there are.
         matchers: of the sequences whose output follows a grammar, by key.
         poolers: of the sequences whose embedding is wanted, by key.
+        bank: the adapters, if there are any.
+        aside: computes what the pass does not wait for.
     """
 
     model: CausalLM | Seq2SeqLM
@@ -58,6 +61,7 @@ class Runner:
     matchers: dict[int, Matcher]
     poolers: dict[int, "Pooler"]
     bank: "AdapterBank | None" = None
+    aside: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
     @torch.inference_mode()
     def __call__(self, step: Schedule) -> list[Chosen]:
@@ -79,6 +83,8 @@ class Runner:
         positions_N = self.cache.positions().to(device)
         scored = [work for work in works if work.new == work.sequence.pending]
         places, rows = self._places(works)
+        # What the grammars allow is known before the scores are, and found out beside them.
+        allowed = self.aside.submit(self._allowed, scored, len(places)) if self.matchers else None
         embeds = any(work.sequence.request.embed for work in works)
         whole = bool(self.row_counts) or embeds or adapted
         hidden_NE = self.model.decoder(
@@ -97,7 +103,7 @@ class Runner:
             adapters_N = [work.sequence.adapter for work in works for _ in range(work.new)]
             self.bank.use([(adapters_N[row], 1) for row in rows])
         logits_RV = self.model.logits(pad_rows(hidden_RE, self.row_counts))[: len(rows)]
-        sampled = self.sampler(logits_RV, places, self._allowed(scored, len(places)))
+        sampled = self.sampler(logits_RV, places, None if allowed is None else allowed.result())
         return self._split(scored, sampled.ids, sampled.logprobs, hidden_RE)
 
     def _use_adapters(self, works: list[Work], sources: list[int]) -> bool:
@@ -131,9 +137,9 @@ class Runner:
         return places, rows
 
     def _allowed(self, scored: list[Work], count: int) -> Tensor | None:
-        """The tokens that the grammars allow at each place, ``[R, W]``; None where all are free."""
-        if not self.matchers:
-            return None
+        """The tokens that the grammars allow at each place, int32 ``[R, W]``; None where all may
+        come.
+        """
         words = -(-self.model.config.vocab_size // 32)
         allowed_RW = np.full((count, words), -1, dtype=np.int32)
         row, any_bound = 0, False

@@ -166,6 +166,10 @@ class Embedder(Model):
         )
         return Output(self._pooled(hidden_NE, padding.lengths, padding.pack(input_ids)), every)
 
+    def embed(self, ids_N: Tensor, context: Packed) -> Tensor:
+        """The embeddings ``[B, E]`` of whole texts that lie behind one another."""
+        return self._pooled(self._hidden(ids_N, context), context.layout.lengths, ids_N)
+
     def embed_pairs(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
         """The embeddings ``[B, E]`` of the first and of the second texts of pairs.
 
@@ -177,7 +181,7 @@ class Embedder(Model):
         first, second = batch.cu_seqlens, batch.source_cu_seqlens
         ids_N = torch.cat((batch.input_ids_N, batch.source_ids_M))
         layout = PackedLayout(torch.cat((first, second[1:] + first[-1])))
-        both_BE = self._pooled(self._hidden(ids_N, Packed(layout)), layout.lengths, ids_N)
+        both_BE = self.embed(ids_N, Packed(layout))
         first_BE, second_BE = both_BE.tensor_split(2)
         return first_BE, second_BE
 

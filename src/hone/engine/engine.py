@@ -89,6 +89,12 @@ class Engine:
         self._runner = Runner(
             model, self._cache, self._sampler, row_counts, self._matchers, self._poolers
         )
+        if options.compile != "off":
+            from hone.engine.compiled import compile_decoder
+
+            self._runner.compiled = compile_decoder(
+                model, self._cache, options.compile, options.max_running
+            )
         self._grammars: Grammars | None = None
         self._requests: dict[str, list[Sequence]] = {}
         self._prompt_tokens = self._generated_tokens = self._steps = 0
@@ -273,7 +279,7 @@ class Engine:
                 sequence.finish_reason = "stop"
                 deltas.append(Delta(sequence.request.id, finish_reason="stop", embedding=vector))
         moves: list[tuple[list[int], int, int]] = []
-        last_rows = []
+        last_rows: list[int] = []
         for entry in chosen:
             sequence = entry.sequence
             if sequence.leader is not None:
@@ -285,7 +291,7 @@ class Engine:
                 deltas.append(delta)
             self._sampler.commit(sequence.sampler_key, delta.tokens)
             place = nodes[-1] + 1 if nodes else 0
-            last_rows.append(entry.hidden_RE[place])
+            last_rows.append(entry.row + place)
             base = sequence.computed
             moves += [
                 (sequence.blocks, base + node, base + depth)
@@ -301,7 +307,9 @@ class Engine:
                 rows = sum(work.new for work in step.works)
                 self._speculation.took(rows, self._clock() - start)
             sequences = [entry.sequence for entry in chosen]
-            self._speculation.observe(sequences, torch.stack(last_rows))
+            hidden_RE = self._runner.hidden_RE
+            rows_R = torch.tensor(last_rows, device=hidden_RE.device)
+            self._speculation.observe(sequences, hidden_RE.index_select(0, rows_R))
         for work in step.works:
             work.sequence.draft = None
             self._scheduler.remember(work.sequence, before[work.sequence.key])

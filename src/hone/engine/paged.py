@@ -108,6 +108,9 @@ class PagedCache:
         self._rows = rows
         self._plans: dict[tuple[int | None, bool], Plan] = {}
         self._added: dict[tuple[int, int], Tensor] = {}
+        if self._pools and not source_new and all(row.new == 1 for row in rows):
+            self._begin_decoding(rows)
+            return
         positions = [np.array(row.depths(), dtype=np.int64) + row.held for row in rows]
         lengths = [
             np.maximum(row.floor, at + 1) if row.floor else np.full(row.new, row.held + row.new)
@@ -117,14 +120,13 @@ class PagedCache:
         if not self._pools:
             rows, source_new = [], ()  # states have no blocks
         size, heads = self.block_size, np.arange(self._config.num_key_value_heads)
-        paged = rows if self._pools else []  # states have slots, and no table
-        places = [self._places(row.table, row.held, row.held + row.new) for row in paged]
+        places = [self._places(row.table, row.held, row.held + row.new) for row in rows]
         sources = [self._places(rows[i].source_table, 0, rows[i].source_length) for i in source_new]
         # Blocks that are begun and not filled: what an earlier owner left in them is multiplied by
         # probabilities of zero, and must be numbers.
         begun: list[tuple[Sequence[int], int]] = [
             (row.table, end - 1)
-            for row in paged
+            for row in rows
             if (end := row.held + row.new) % size and (end - 1) // size * size >= row.held < end
         ]
         begun += [
@@ -147,6 +149,19 @@ class PagedCache:
             ],
             self._device,
         )
+        self._vectors, self._source_vectors, self._positions, self._lengths, self._begun = sent
+
+    def _begin_decoding(self, rows: list[Row]) -> None:
+        """As :meth:`begin`, of one token of each row and no source: most passes are like this."""
+        size, heads = self.block_size, np.arange(self._config.num_key_value_heads)
+        held = np.array([row.held for row in rows], dtype=np.int64)
+        blocks = np.array([row.table[row.held // size] for row in rows], dtype=np.int64)
+        slots = held % size
+        vectors = ((blocks[:, None] * len(heads) + heads) * size + slots[:, None]).ravel()
+        lengths = np.maximum(held + 1, [row.floor for row in rows])
+        empty = np.empty(0, dtype=np.int64)
+        begun = blocks[slots == 0] if size > 1 else empty
+        sent = send([vectors, empty, held, lengths, begun], self._device)
         self._vectors, self._source_vectors, self._positions, self._lengths, self._begun = sent
 
     @property

@@ -133,9 +133,14 @@ class Planner:
     def plan(self, rows: Sequence[Row], window: int | None, source: bool) -> Plan:
         """The tiles of a pass, to what a sequence holds or to its source."""
         plan = Plan()
+        queries = max(1, -(-self.rows * self.kv_heads // self.heads))
+        if all(row.new == 1 and row.parents is None for row in rows) and rows:
+            batch = _Batch.of_single(self, rows, window, source, queries)
+            if (joined := self._join(batch, window, source)) is not None:
+                plan.tiles.append(joined)
+                return plan
         single: list[_Tile] = []
         several: list[_Tile] = []
-        queries = max(1, -(-self.rows * self.kv_heads // self.heads))
         start = 0
         for row in rows:
             tokens = range(start, start := start + row.new)
@@ -161,7 +166,7 @@ class Planner:
         longest = queries if self.fixed else max((len(t.tokens) for t in several), default=0)
         for tiles, size in ((single, queries), (several, max(queries, longest))):
             if tiles:
-                plan.tiles += self._join(tiles, size, window, source)
+                plan.tiles += self._join_all(tiles, size, window, source)
         return plan
 
     def _tile(
@@ -198,29 +203,36 @@ class Planner:
         blocks = row.table[low:whole]
         return _Tile([start + token], [position], low * size, position + 1, blocks, vectors)
 
-    def _join(
+    def _join_all(
         self, tiles: list[_Tile], queries: int, window: int | None, source: bool
     ) -> list[Tiles]:
         """Tiles in as few products as memory allows."""
-        counts = np.array([len(tile.blocks) + len(tile.collected) for tile in tiles])
+        joined = self._join(_Batch.of(tiles, queries), window, source)
+        if joined is not None:
+            return [joined]
+        tiles = sorted(tiles, key=lambda tile: tile.end - tile.first)
+        half = len(tiles) // 2
+        return [
+            joined
+            for some in (tiles[:half], tiles[half:])
+            for joined in self._join_all(some, queries, window, source)
+        ]
+
+    def _join(self, batch: "_Batch", window: int | None, source: bool) -> Tiles | None:
+        """One product for all tiles; None where that would take too much memory at once."""
+        count, queries = batch.tokens.shape
+        counts = batch.plain + batch.more
         width = -(-int(counts.max()) // self.step) * self.step
         block = self.kv_heads * self.block_size * self.head
-        entries = np.array([block for tile in tiles for block in tile.blocks], dtype=np.int64)
+        entries, collected = batch.entries, batch.collected
         runs, copied = _runs(entries)
-        scores = len(tiles) * queries * self.heads * width * self.block_size
-        if len(tiles) > 1 and max(int(copied.sum()) * block, scores) > _AT_ONCE:
-            tiles = sorted(tiles, key=lambda tile: tile.end - tile.first)
-            half = len(tiles) // 2
-            return [
-                joined
-                for some in (tiles[:half], tiles[half:])
-                for joined in self._join(some, queries, window, source)
-            ]
+        scores = count * queries * self.heads * width * self.block_size
+        if count > 1 and max(int(copied.sum()) * block, scores) > _AT_ONCE:
+            return None
         # Pairs in place first, then copies, then what is collected.
-        plain = np.array([len(tile.blocks) for tile in tiles])
-        tile_E = np.arange(len(tiles)).repeat(counts)
+        tile_E = np.arange(count).repeat(counts)
         place_E = np.arange(len(tile_E)) - (counts.cumsum() - counts).repeat(counts)
-        is_plain_E = place_E < plain.repeat(counts)
+        is_plain_E = place_E < batch.plain.repeat(counts)
         pair_E = np.empty(len(tile_E), dtype=np.int64)
         pairs, numbers = 0, np.empty(len(entries), dtype=np.int64)
         for first, end in runs:
@@ -231,26 +243,18 @@ class Planner:
         numbers[copied] = np.arange(pairs, pairs + len(gathered))
         pairs += len(gathered)
         pair_E[is_plain_E] = numbers
-        collected = [vectors for tile in tiles for vectors in tile.collected]
         pair_E[~is_plain_E] = np.arange(pairs, pairs + len(collected))
         pairs += len(collected)
         tile_of, place_of = np.zeros(pairs, dtype=np.int64), np.zeros(pairs, dtype=np.int64)
         tile_of[pair_E], place_of[pair_E] = tile_E, tile_E * width + place_E
-        pair_of = np.zeros(len(tiles) * width, dtype=np.int64)
+        pair_of = np.zeros(count * width, dtype=np.int64)
         pair_of[place_of[pair_E]] = pair_E
-        tokens, positions = [], []
-        real: list[int] = []
-        for number, tile in enumerate(tiles):
-            missing = queries - len(tile.tokens)
-            tokens.append(tile.tokens + tile.tokens[-1:] * missing)
-            positions.append(tile.positions + tile.positions[-1:] * missing)
-            real += range(number * queries, number * queries + len(tile.tokens))
         sent = send(
             [
-                np.array(tokens),
-                np.array(positions),
-                np.array([tile.first for tile in tiles]),
-                np.array([tile.end for tile in tiles]),
+                batch.tokens,
+                batch.positions,
+                batch.first,
+                batch.end,
                 gathered,
                 np.concatenate(collected) if collected else np.empty(0, dtype=np.int64),
                 tile_of,
@@ -258,8 +262,8 @@ class Planner:
                 pair_of,
                 pair_E,
                 counts.cumsum() - counts,
-                np.array(real),
-                np.array([token for tile in tiles for token in tile.tokens]),
+                batch.real,
+                batch.tokens.ravel()[batch.real],
             ],
             self.device,
         )
@@ -281,7 +285,84 @@ class Planner:
             real_tokens=sent[12],
         )
         joined.see(self.block_size, window)
-        return [joined]
+        return joined
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Tiles in numbers.
+
+    Attributes:
+        tokens, positions: ``[n, T]``; short tiles repeat their last query.
+        real: which of the ``[n · T]`` queries are no repetition.
+        first, end: position of the first slot, and behind the last key, ``[n]``.
+        entries: the blocks of all tiles behind one another.
+        plain, more: how many of them each has, and how many that are collected, ``[n]``.
+        collected: the vectors of these.
+    """
+
+    tokens: Numbers
+    positions: Numbers
+    real: Numbers
+    first: Numbers
+    end: Numbers
+    entries: Numbers
+    plain: Numbers
+    more: Numbers
+    collected: list[Numbers]
+
+    @classmethod
+    def of(cls, tiles: list[_Tile], queries: int) -> "_Batch":
+        """Tiles of up to ``queries`` queries."""
+        tokens, positions = [], []
+        real: list[int] = []
+        for number, tile in enumerate(tiles):
+            missing = queries - len(tile.tokens)
+            tokens.append(tile.tokens + tile.tokens[-1:] * missing)
+            positions.append(tile.positions + tile.positions[-1:] * missing)
+            real += range(number * queries, number * queries + len(tile.tokens))
+        return cls(
+            np.array(tokens),
+            np.array(positions),
+            np.array(real),
+            np.array([tile.first for tile in tiles]),
+            np.array([tile.end for tile in tiles]),
+            np.array([block for tile in tiles for block in tile.blocks], dtype=np.int64),
+            np.array([len(tile.blocks) for tile in tiles]),
+            np.array([len(tile.collected) for tile in tiles]),
+            [vectors for tile in tiles for vectors in tile.collected],
+        )
+
+    @classmethod
+    def of_single(
+        cls, planner: Planner, rows: Sequence[Row], window: int | None, source: bool, queries: int
+    ) -> "_Batch":
+        """Tiles of one query each, of as many rows: most passes are like this."""
+        count, size = len(rows), planner.block_size
+        held = np.array([row.held for row in rows], dtype=np.int64)
+        if source:
+            low = np.zeros(count, dtype=np.int64)
+            end = np.array([row.source_length for row in rows], dtype=np.int64)
+            tables = [row.source_table for row in rows]
+        else:
+            step = planner.step
+            seen = np.zeros_like(held) if window is None else np.maximum(0, held - window + 1)
+            low, end = seen // size // step * step, held + 1
+            tables = [row.table for row in rows]
+        plain = -(-end // size) - low
+        spans = zip(tables, low.tolist(), (low + plain).tolist(), strict=True)
+        blocks = [block for table, first, last in spans for block in table[first:last]]
+        return cls(
+            np.arange(count)[:, None].repeat(queries, 1),
+            held[:, None].repeat(queries, 1),
+            np.arange(count) * queries,
+            low * size,
+            end,
+            np.array(blocks, dtype=np.int64),
+            plain,
+            np.zeros(count, dtype=np.int64),
+            [],
+        )
 
 
 def _runs(entries: Numbers) -> tuple[list[tuple[int, int]], NDArray[np.bool_]]:

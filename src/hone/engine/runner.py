@@ -24,6 +24,7 @@ from hone.models import CausalLM, Seq2SeqLM
 
 if TYPE_CHECKING:
     from hone.engine.adapters import AdapterBank
+    from hone.engine.compiled import CompiledDecoder
     from hone.engine.embeddings import Pooler
 
 
@@ -33,13 +34,13 @@ class Chosen(NamedTuple):
     Attributes:
         tokens: after its last token and after each guess; -1 where no token can follow.
         logprobs: of each, when asked for.
-        hidden_RE: the hidden states that they were chosen from.
+        row: of the first of these places among all that the pass scored.
     """
 
     sequence: Sequence
     tokens: list[int]
     logprobs: list[TokenLogprobs | None]
-    hidden_RE: Tensor  # noqa: N815
+    row: int
 
 
 @dataclass(slots=True)
@@ -51,7 +52,9 @@ class Runner:
         matchers: of the sequences whose output follows a grammar, by key.
         poolers: of the sequences whose embedding is wanted, by key.
         bank: the adapters, if there are any.
+        compiled: for passes in which every sequence reads one token.
         aside: computes what the pass does not wait for.
+        hidden_RE: the hidden states of the places that the last pass scored.
     """
 
     model: CausalLM | Seq2SeqLM
@@ -61,7 +64,9 @@ class Runner:
     matchers: dict[int, Matcher]
     poolers: dict[int, "Pooler"]
     bank: "AdapterBank | None" = None
+    compiled: "CompiledDecoder | None" = None
     aside: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+    hidden_RE: Tensor = field(default_factory=lambda: torch.empty(0))  # noqa: N815
 
     @torch.inference_mode()
     def __call__(self, step: Schedule) -> list[Chosen]:
@@ -86,14 +91,18 @@ class Runner:
         # What the grammars allow is known before the scores are, and found out beside them.
         allowed = self.aside.submit(self._allowed, scored, len(places)) if self.matchers else None
         embeds = any(work.sequence.request.embed for work in works)
-        whole = bool(self.row_counts) or embeds or adapted
-        hidden_NE = self.model.decoder(
-            pad_rows(ids_N, self.row_counts),
-            pad_rows(positions_N, self.row_counts),
-            self.cache,
-            None if whole else torch.tensor(rows, dtype=torch.int64, device=device),
-            source_ME=source_ME,
-        )
+        hidden_NE = None
+        if self.compiled is not None and not adapted and len(ids_N) == len(works):
+            hidden_NE = self.compiled(ids_N, positions_N)
+        whole = bool(self.row_counts) or embeds or adapted or hidden_NE is not None
+        if hidden_NE is None:
+            hidden_NE = self.model.decoder(
+                pad_rows(ids_N, self.row_counts),
+                pad_rows(positions_N, self.row_counts),
+                self.cache,
+                None if whole else torch.tensor(rows, dtype=torch.int64, device=device),
+                source_ME=source_ME,
+            )
         if embeds:
             self._pool(works, hidden_NE)
         if not places:
@@ -104,7 +113,8 @@ class Runner:
             self.bank.use([(adapters_N[row], 1) for row in rows])
         logits_RV = self.model.logits(pad_rows(hidden_RE, self.row_counts))[: len(rows)]
         sampled = self.sampler(logits_RV, places, None if allowed is None else allowed.result())
-        return self._split(scored, sampled.ids, sampled.logprobs, hidden_RE)
+        self.hidden_RE = hidden_RE
+        return _split(scored, sampled.ids, sampled.logprobs)
 
     def _use_adapters(self, works: list[Work], sources: list[int]) -> bool:
         """Tell the bank whose rows come; whether some of them have an adapter."""
@@ -158,23 +168,6 @@ class Runner:
                 row += 1 + len(drafted)
         return torch.from_numpy(allowed_RW) if any_bound else None
 
-    def _split(
-        self,
-        scored: list[Work],
-        ids: list[int],
-        logprobs: list[TokenLogprobs | None],
-        hidden_RE: Tensor,
-    ) -> list[Chosen]:
-        chosen, start = [], 0
-        for work in scored:
-            if work.sequence.request.embed:
-                continue
-            for sequence in (work.sequence, *work.sequence.siblings):
-                drafted = 0 if sequence.draft is None else len(sequence.draft.tokens)
-                rows = slice(start, start := start + 1 + drafted)
-                chosen.append(Chosen(sequence, ids[rows], logprobs[rows], hidden_RE[rows]))
-        return chosen
-
     def _pool(self, works: list[Work], hidden_NE: Tensor) -> None:
         start = 0
         for work in works:
@@ -182,6 +175,21 @@ class Runner:
             if pooler := self.poolers.get(work.sequence.key):
                 pooler.add(hidden_NE[start:end])
             start = end
+
+
+def _split(
+    scored: list[Work], ids: list[int], logprobs: list[TokenLogprobs | None]
+) -> list[Chosen]:
+    """What was chosen at all places, by sequence."""
+    chosen, start = [], 0
+    for work in scored:
+        if work.sequence.request.embed:
+            continue
+        for sequence in (work.sequence, *work.sequence.siblings):
+            end = start + 1 + (0 if sequence.draft is None else len(sequence.draft.tokens))
+            chosen.append(Chosen(sequence, ids[start:end], logprobs[start:end], start))
+            start = end
+    return chosen
 
 
 def _tokens(work: Work) -> list[int]:

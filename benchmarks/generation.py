@@ -96,7 +96,8 @@ def weight_bytes(model: torch.nn.Module) -> int:
 
 def hone_contender(path: Path, name: str) -> Contender:
     """``lm.generate`` as a user calls it."""
-    lm = hone.load(path)
+    # The same prompts come in every round, and are to be read in every round.
+    lm = hone.load(path, options=hone.EngineOptions(prefix_sharing=False))
 
     def generate(prompts: torch.Tensor, new_tokens: int) -> None:
         params = hone.SamplingParams(max_tokens=new_tokens, ignore_eos=True)

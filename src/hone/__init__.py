@@ -4,11 +4,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hone.engine import LM, GenerationResult, SamplingParams, load
+    from hone.engine import LM, EngineOptions, GenerationResult, Grammar, SamplingParams, load
     from hone.engine.pipelines import pipeline
 
 __version__ = "0.1.0"
-__all__ = ["LM", "GenerationResult", "SamplingParams", "__version__", "load", "pipeline"]
+__all__ = [
+    "LM",
+    "EngineOptions",
+    "GenerationResult",
+    "Grammar",
+    "SamplingParams",
+    "__version__",
+    "load",
+    "pipeline",
+]
 
 
 def __getattr__(name: str) -> Any:

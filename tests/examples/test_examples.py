@@ -1,6 +1,7 @@
 """Every example runs as its first line says."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,3 +45,20 @@ def test_ask_a_database(checkpoint, tmp_path):
     database = write_sample_database(tmp_path / "shop.sqlite")
     output = run("ask_a_database.py", checkpoint, database, "How many customers are there?")
     assert "The query failed:" in output  # an untrained model writes no SQL
+
+
+def test_serve_client(checkpoint):
+    pytest.importorskip("openai")
+    command = [sys.executable, "-m", "hone", "serve", str(checkpoint), "--port", "0"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    ) as server:
+        try:
+            address = re.search(r" at (http\S+)", server.stdout.readline())[1]
+            output = run("serve_client.py", f"{address}/v1")
+        finally:
+            server.terminate()
+    assert server.returncode == 0
+    assert output.startswith("model checkpoint")
+    assert re.search(r"^\d{3}-\d{4} \d+ tokens$", output, re.MULTILINE)

@@ -50,12 +50,14 @@ def serve(
         bool, typer.Option("--log-requests", help="Log what is asked and answered.")
     ] = False,
     drain: Annotated[
-        float, typer.Option(help="Seconds for running requests to end when the server is stopped.")
+        float,
+        typer.Option(help="Seconds for running requests to end when the server is stopped.", min=0),
     ] = 30.0,
     hang: Annotated[
         float,
         typer.Option(
-            help="Seconds without a sign of life after which a working engine is started again."
+            help="Seconds without a sign of life after which a working engine is started again.",
+            min=1,
         ),
     ] = 300.0,
     adapter: Annotated[

@@ -28,8 +28,12 @@ class Pooler:
                 f"The pooling {config.embedding_pooling!r} looks at a text's tokens; embed with "
                 'hone.pipeline("sentence-embedding", ...).'
             )
-        self._pooling, self._count = config.embedding_pooling, 0
-        self._pooled_E = torch.zeros(config.hidden_size)
+        self._pooling, self._size = config.embedding_pooling, config.hidden_size
+        self.reset()
+
+    def reset(self) -> None:
+        """The text is read from its beginning."""
+        self._count, self._pooled_E = 0, torch.zeros(self._size)
 
     def add(self, hidden_NE: Tensor) -> None:
         """Take in the hidden states of the text's next tokens."""

@@ -173,6 +173,8 @@ class Runner:
         for work in works:
             end = start + work.new
             if pooler := self.poolers.get(work.sequence.key):
+                if not work.sequence.computed:  # also where its blocks were lost half way
+                    pooler.reset()
                 pooler.add(hidden_NE[start:end])
             start = end
 

@@ -1,0 +1,87 @@
+"""The engine's own promises: nothing it holds is left behind, and no request takes it down."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from hone.core.errors import RequestError
+from hone.engine.engine import Engine
+from hone.engine.options import EngineOptions
+from hone.engine.paged import PagedCache
+from hone.engine.params import Grammar, SamplingParams
+from hone.engine.request import Request
+from hone.models import CausalLM, ModelConfig, StateSpace
+
+CONFIG = ModelConfig(
+    vocab_size=400,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    max_position_embeddings=64,
+    initializer_range=0.3,
+    embedding_pooling="mean",
+    eos_token_id=2,
+    model_type="hone",
+)
+PROMPT = tuple(range(30, 50))
+FREE = SamplingParams(max_tokens=8, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def model():
+    made = CausalLM(CONFIG)
+    made.initialise(seed=2)
+    return made.eval()
+
+
+def engine_of(model, tokenizer=None, blocks=None, **options):
+    memory = None
+    if blocks is not None:
+        memory = (blocks + 1) * PagedCache.block_bytes(model.config, 16, model.dtype)
+    options = EngineOptions(cache_bytes=memory, **options)
+    return Engine(model, tokenizer, (2,), options=options)
+
+
+def run(engine, most=500):
+    """The deltas of everything, by request and output."""
+    found = {}
+    for _ in range(most):
+        if not engine.busy:
+            return found
+        for delta in engine.step():
+            found.setdefault((delta.request, delta.index), []).append(delta)
+    raise AssertionError("it goes on for ever")
+
+
+def tokens_of(deltas):
+    return [token for delta in deltas for token in delta.tokens]
+
+
+def held(engine):
+    """Everything that is kept of requests; nothing, when none is there."""
+    sampler, scheduler = engine._sampler, engine._scheduler
+    return (
+        engine._pool.count - engine._pool.free,
+        len(sampler._table) - len(sampler._free),
+        len(sampler._histories) + len(sampler._biases) + len(sampler._ends),
+        len(engine._matchers) + len(engine._poolers) + len(engine._requests),
+        len(scheduler.running) + len(scheduler.waiting),
+        sum(scheduler.waiting._live.values()) + len(scheduler.waiting._served),
+    )
+
+
+def test_an_embedding_is_the_same_when_its_text_lost_its_blocks(model):
+    alone = engine_of(model)
+    alone.add(Request("e", PROMPT * 3, embed=True))
+    (expected,) = run(alone)["e", 0]
+    engine = engine_of(model, blocks=5, max_batch_tokens=16, prefix_sharing=False)
+    engine.add(Request("first", PROMPT + PROMPT[:10], replace(FREE, max_tokens=30)))
+    engine.step()
+    engine.add(Request("e", PROMPT * 3, embed=True))
+    found = run(engine)
+    assert engine.stats().preemptions
+    torch.testing.assert_close(
+        torch.tensor(found["e", 0][0].embedding), torch.tensor(expected.embedding)
+    )

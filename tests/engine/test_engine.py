@@ -85,3 +85,11 @@ def test_an_embedding_is_the_same_when_its_text_lost_its_blocks(model):
     torch.testing.assert_close(
         torch.tensor(found["e", 0][0].embedding), torch.tensor(expected.embedding)
     )
+
+
+def test_a_text_that_the_cache_cannot_hold_is_refused_and_no_other(model):
+    engine = engine_of(model, blocks=2)
+    engine.add(Request("fits", (5,) * 32, embed=True))
+    assert run(engine)["fits", 0][0].embedding is not None
+    with pytest.raises(RequestError, match="33 positions of the cache, which has 32"):
+        engine.add(Request("too long", (5,) * 33, embed=True))

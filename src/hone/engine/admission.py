@@ -112,10 +112,10 @@ class Admission:
         )
         # The last token is written and never read.
         fitting = held * size - opening + 1
-        if fitting < (1 if asked is None else budget):
-            needed = opening + (1 if asked is None else budget)
+        least = 1 if asked is None else max(budget, 1)
+        if fitting < least:
             raise RequestError(
-                f"The request needs {needed:,} positions of the cache, which has "
+                f"The request needs {opening + least - 1:,} positions of the cache, which has "
                 f"{max(held, 0) * size:,}; shorten the prompt, ask for fewer tokens, or give the "
                 "cache more memory."
             )

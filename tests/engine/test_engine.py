@@ -93,3 +93,19 @@ def test_a_text_that_the_cache_cannot_hold_is_refused_and_no_other(model):
     assert run(engine)["fits", 0][0].embedding is not None
     with pytest.raises(RequestError, match="33 positions of the cache, which has 32"):
         engine.add(Request("too long", (5,) * 33, embed=True))
+
+
+@pytest.mark.parametrize("token", [10**9, -1, -(10**9)])
+def test_a_stop_token_that_there_is_not_stops_nothing(model, tokenizer, token):
+    engine = engine_of(model, tokenizer)
+    grammar = Grammar("regex", "[a-z]{3,5}")
+    for number, each in enumerate([None, grammar]):
+        params = replace(
+            FREE, stop_token_ids=(token,), min_tokens=2, ignore_eos=False, grammar=each
+        )
+        engine.add(Request(f"{number}", PROMPT, params))
+        engine.add(Request(f"plain {number}", PROMPT, replace(params, stop_token_ids=())))
+    found = run(engine)
+    for number in range(2):
+        assert tokens_of(found[f"{number}", 0]) == tokens_of(found[f"plain {number}", 0])
+    assert not any(held(engine))

@@ -58,6 +58,8 @@ class Admission:
         ends = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             ends |= self._end_ids
+        # Others never come, and have no place in tables of all tokens.
+        ends = frozenset(token for token in ends if 0 <= token < self._config.vocab_size)
         arrived = next(self._arrivals)
         return [
             Sequence(

@@ -52,11 +52,11 @@ class Grammars:
         tokens = token_bytes(tokenizer)
         size = len(tokens) if vocab_size is None else vocab_size
         tokens = (tokens + [b""] * size)[:size]
-        for end in end_ids:
+        self._end_ids = frozenset(end for end in end_ids if 0 <= end < size)
+        for end in self._end_ids:
             tokens[end] = b""
         self.vocab_size = size
         self.words = (size + 31) // 32
-        self._end_ids = frozenset(end_ids)
         # llguidance's own end is an id behind the last: which tokens end is a matter of requests.
         self._tokenizer = _Vocabulary(tokenizer, tokens).tokenizer()
         self._prototypes: OrderedDict[Grammar, tuple[LLMatcher, Openings]] = OrderedDict()

@@ -109,3 +109,15 @@ def test_a_stop_token_that_there_is_not_stops_nothing(model, tokenizer, token):
     for number in range(2):
         assert tokens_of(found[f"{number}", 0]) == tokens_of(found[f"plain {number}", 0])
     assert not any(held(engine))
+
+
+def test_as_many_states_run_as_there_are_slots(tokenizer):
+    config = replace(CONFIG, mixer="mamba", state_space=StateSpace(64, 8, rank=2))
+    made = CausalLM(config)
+    made.initialise(seed=2)
+    engine = engine_of(made.eval(), max_running=4)
+    for number in range(6):
+        engine.add(Request(f"{number}", PROMPT[: number + 1], FREE))
+    engine.step()
+    assert engine.stats().running == 4
+    assert len(run(engine)) == 6

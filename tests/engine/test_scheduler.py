@@ -190,7 +190,7 @@ def test_a_state_takes_one_slot_whatever_the_length():
     for one in three:
         s.add(one)
     step = s.schedule(0.0)
-    assert len(step.fresh_slots) == 1 or len(s.running) <= 2
+    assert sorted(step.fresh_slots) == [1, 2]  # none is kept back: a state does not grow
     for _ in range(20):
         advance(s, s.schedule(0.0))
     assert not s.running

@@ -147,8 +147,10 @@ class Scheduler:
             new = self._share(sequence, max(1, left - source))
             needed = self.pool.blocks_for(sequence.computed + new) - len(found)
             needed += self.pool.blocks_for(source)
-            # A block for each that runs, so that the next steps need not preempt.
-            if not new or needed + len(self.running) > self.pool.free:
+            # A block for each that runs, so that the next steps need not preempt; a state never
+            # needs a second one.
+            growing = len(self.running) if self.pool.size else 0
+            if not new or needed + growing > self.pool.free:
                 self._give_back(sequence)
                 return
             self.waiting.pop()

@@ -4,6 +4,8 @@ import json
 import random
 import re
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -254,3 +256,22 @@ def test_the_engine_honours_it_whatever_the_limits_say(lm) -> None:
     assert results[0].text in ("서울", "부산")
     assert results[1].text in ("서울", "부산")
     assert re.fullmatch("[0-9]{3}", results[2].text)
+
+
+def test_a_grammar_that_is_being_compiled_delays_no_step(tokenizer, grammars):
+    names = [f"k{number}" for number in range(600)]
+    schema = {"type": "object", "properties": {name: {"type": "integer"} for name in names}}
+    grammar = Grammar("json", json.dumps(schema | {"required": names}))
+    gaps, done = [0.0], threading.Event()
+    compiling = threading.Thread(target=lambda: (grammars.compile(grammar), done.set()))
+    start = before = time.perf_counter()
+    compiling.start()
+    while not done.wait(0.001):
+        now = time.perf_counter()
+        gaps.append(now - before)
+        before = now
+    compiling.join()
+    assert max(gaps) < (time.perf_counter() - start) / 2
+    assert grammar in grammars
+    # The first mask was found out with it.
+    assert grammars.matcher(grammar)._known() is not None

@@ -13,7 +13,7 @@ from hone.serve.info import ModelInfo
 
 BLOCKS = 1000
 # Prompts that begin with one of these tokens have it do something else than repeat.
-REFUSE, CRASH, HANG, VANISH, EMBED = 901, 902, 903, 904, 905
+REFUSE, CRASH, HANG, VANISH, EMBED, PREPARE = 901, 902, 903, 904, 905, 906
 
 
 class EchoEngine:
@@ -27,6 +27,11 @@ class EchoEngine:
     @property
     def busy(self):
         return bool(self._requests)
+
+    def prepare(self, request):
+        if request.prompt[0] != PREPARE:
+            return None
+        return lambda: _prepare(request.prompt)
 
     def add(self, request):
         if request.prompt[0] == REFUSE:
@@ -79,6 +84,15 @@ class EchoEngine:
     def stats(self):
         held = sum(len(self._open[name]) for name in self._requests)
         return replace(self._stats, running=len(self._requests), free_blocks=BLOCKS - held)
+
+
+def _prepare(prompt):
+    """Takes as many tenths of a second as the second token says, and ends as the third one does."""
+    time.sleep(prompt[1] / 10)
+    if prompt[2] == REFUSE:
+        raise RequestError("This grammar is refused; send another.")
+    if prompt[2] == CRASH:
+        raise ZeroDivisionError("in the middle of preparing")
 
 
 def load(delay=0.002, rows=10**6, fail="", die_with=None, loading=0.0):

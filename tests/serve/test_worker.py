@@ -11,7 +11,7 @@ import sys
 import time
 
 import pytest
-from echo_engine import REFUSE
+from echo_engine import CRASH, PREPARE, REFUSE
 from engine_processes import HERE, echo_settings, request
 
 from hone.engine.request import Delta, EngineStats, TokenLogprobs
@@ -107,6 +107,39 @@ def test_all_that_a_step_brings_is_one_message():
         worker.send(*(Add(request(f"r{i}", (i,), 3, n=2)) for i in range(1, 51)))
         counts = [len(worker.receive(Step).deltas) for _ in range(4)]
         assert max(counts) == 100
+
+
+def test_what_takes_long_to_prepare_delays_nobody_else():
+    with Worker(echo_settings()) as worker:
+        worker.receive(Ready)
+        worker.send(Add(request("slow", (PREPARE, 6, 1), 1)), Add(request("quick", (5, 6), 40)))
+        order = []
+        while "slow" not in order:
+            step = worker.receive(Step)
+            # An engine that only prepares is not idle.
+            assert step.busy or not step.handled
+            order += [delta.request for delta in step.deltas]
+        assert order == ["quick"] * 40 + ["slow"]
+        idle = worker.receive(Step)
+        assert (idle.busy, idle.handled) == (False, 2)
+
+
+def test_what_is_taken_back_or_refused_while_it_is_prepared_never_runs():
+    with Worker(echo_settings()) as worker:
+        worker.receive(Ready)
+        worker.send(
+            Add(request("a", (PREPARE, 2, 1), 5)),
+            Add(request("b", (PREPARE, 0, REFUSE))),
+            Abort("a"),
+            Add(request("c", (PREPARE, 0, 1), 1)),
+        )
+        assert worker.receive(Refused) == Refused("b", "This grammar is refused; send another.")
+        step = worker.receive(Step)
+        while not step.deltas:
+            step = worker.receive(Step)
+        assert [delta.request for delta in step.deltas] == ["c"]
+        worker.send(Add(request("d", (PREPARE, 0, CRASH))))
+        assert "ZeroDivisionError: in the middle of preparing" in worker.receive(Failed).message
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

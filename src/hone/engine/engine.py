@@ -141,6 +141,19 @@ class Engine:
         """Nothing that was computed is used again, e.g. because the model's weights changed."""
         self._pool.forget_all()
 
+    def prepare(self, request: Request) -> Callable[[], None] | None:
+        """What takes long and may come before :meth:`add`: its grammar is compiled.
+
+        To be called in any thread while the engine computes; it raises :class:`RequestError`.
+        None where there is nothing to do.
+        """
+        grammar = request.params.grammar
+        if grammar is None or request.embed:
+            return None
+        if self._grammars is not None and grammar in self._grammars:
+            return None
+        return lambda: self._compiler().compile(grammar)
+
     def add(self, request: Request) -> None:
         """Queue a request.
 
@@ -216,10 +229,13 @@ class Engine:
         )
 
     def _grammar(self, request: Request, ends: frozenset[int]) -> Matcher:
+        assert request.params.grammar is not None
+        return self._compiler().matcher(request.params.grammar, ends)
+
+    def _compiler(self) -> Grammars:
         if self._grammars is None:
             self._grammars = Grammars(self._tokenizer, self._end_ids, self._model.config.vocab_size)
-        assert request.params.grammar is not None
-        return self._grammars.matcher(request.params.grammar, ends)
+        return self._grammars
 
     def _close(self, sequence: Sequence) -> None:
         """A sequence is done."""

@@ -12,6 +12,7 @@ The rules of an output under a grammar:
 Shapes: R rows of a batch, W words of a bitmask (one bit per token, lowest first).
 """
 
+import threading
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 
@@ -37,7 +38,7 @@ _BEFORE = "\n"
 
 
 class Grammars:
-    """Compiled grammars for one model; the last 64 are remembered."""
+    """Compiled grammars for one model; the last 64 are remembered. Several threads may compile."""
 
     def __init__(
         self, tokenizer: Tokenizer, end_ids: Collection[int], vocab_size: int | None = None
@@ -60,6 +61,12 @@ class Grammars:
         # llguidance's own end is an id behind the last: which tokens end is a matter of requests.
         self._tokenizer = _Vocabulary(tokenizer, tokens).tokenizer()
         self._prototypes: OrderedDict[Grammar, tuple[LLMatcher, Openings]] = OrderedDict()
+        self._lock = threading.Lock()  # of the dictionary, not of the compiling
+
+    def __contains__(self, grammar: Grammar) -> bool:
+        """It is compiled, and remembered."""
+        with self._lock:
+            return grammar in self._prototypes
 
     def compile(self, grammar: Grammar) -> None:
         """Check that ``grammar`` can be used, and keep it.
@@ -92,28 +99,31 @@ class Grammars:
                 matcher.fill(mask_RW[row])
 
     def _prototype(self, grammar: Grammar) -> "tuple[LLMatcher, Openings]":
-        found = self._prototypes.get(grammar)
-        if found is None:
-            found = self._compiled(grammar), {}
+        with self._lock:
+            found = self._prototypes.get(grammar)
+            if found is not None:
+                self._prototypes.move_to_end(grammar)
+                return found
+        found = self._compiled(grammar)
+        with self._lock:
             self._prototypes[grammar] = found
             if len(self._prototypes) > _KEPT:
                 self._prototypes.popitem(last=False)
-        self._prototypes.move_to_end(grammar)
         return found
 
-    def _compiled(self, grammar: Grammar) -> LLMatcher:
+    def _compiled(self, grammar: Grammar) -> "tuple[LLMatcher, Openings]":
         if grammar.kind != "lark":  # a program's own; a server checks those of its clients
             check_grammar(grammar)
         found = compiled(self._tokenizer, notation(grammar))
         if isinstance(found, str):
             raise RequestError(f"The {NAMES[grammar.kind]} cannot be used: {found}.")
-        mask_W = np.zeros(self.words, np.int32)
-        probe = Matcher(found.deep_copy(), self._end_ids, self.vocab_size, {})
+        mask_W, openings = np.zeros(self.words, np.int32), Openings()
+        probe = Matcher(found.deep_copy(), self._end_ids, self.vocab_size, openings)
         probe.fill(mask_W)
         if probe.failed or not (probe.ended or mask_W.any()):
             why = probe.failed or "no token of the model can begin it"
             raise RequestError(f"The {NAMES[grammar.kind]} cannot be used: {why}.")
-        return found
+        return found, openings
 
 
 class Matcher:

@@ -57,6 +57,9 @@ class EmbeddingEngine:
         """See :meth:`hone.engine.Engine.delay`."""
         return self._scheduler.delay(self._clock())
 
+    def prepare(self, request: Request) -> None:
+        """See :meth:`hone.engine.Engine.prepare`: nothing takes long."""
+
     def stats(self) -> EngineStats:
         """How the engine stands; it has no blocks."""
         return EngineStats(

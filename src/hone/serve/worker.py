@@ -1,8 +1,9 @@
 """The engine's own process: requests in, steps out. ``python -m hone.serve.worker DESCRIPTOR``.
 
-Two threads: one waits for messages, so that the process ends with its parent whatever it is
-doing; the main one owns the engine. It computes while there is work, and sleeps while there is
-none. Nothing that a request holds is ever printed.
+Three threads: one waits for messages, so that the process ends with its parent whatever it is
+doing; one prepares requests whose grammars take long to compile, so that they delay nobody; the
+main one owns the engine. It computes while there is work, and sleeps while there is none. Nothing
+that a request holds is ever printed.
 """
 
 import importlib
@@ -15,6 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from hone.core.errors import HoneError, RequestError
@@ -33,6 +35,12 @@ class Engine(Protocol):
     @property
     def busy(self) -> bool:
         """There is something to compute."""
+
+    def prepare(self, request: Request) -> Callable[[], None] | None:
+        """What takes long and must come before :meth:`add`, to be called in any thread.
+
+        None where there is nothing; what is called raises :class:`RequestError`.
+        """
 
     def add(self, request: Request) -> None:
         """Queue a request; raises :class:`RequestError` if it cannot be served."""
@@ -112,23 +120,20 @@ def _load(settings: Settings) -> tuple[Engine, ModelInfo]:
 
 
 def _serve(
-    engine: Engine, inbox: "queue.SimpleQueue[Message]", send: Callable[[Message], None]
+    engine: Engine, inbox: "queue.SimpleQueue[Any]", send: Callable[[Message], None]
 ) -> None:
-    handled, told = 0, -1.0
+    intake, told = _Intake(engine, inbox, send), -1.0
     while True:
         if not engine.busy:
             # What stands last is also what is true while nothing goes on.
-            send(Step([], handled, False, engine.stats()))
-            _handle(engine, inbox.get(), send)
-            handled += 1
+            send(Step([], intake.handled, intake.waits, engine.stats()))
+            intake.take(inbox.get())
         while not inbox.empty():
-            _handle(engine, inbox.get(), send)
-            handled += 1
+            intake.take(inbox.get())
         if not engine.busy:
             continue
         if (delay := engine.delay()) > 0 and (news := _wait(inbox, delay)) is not None:
-            _handle(engine, news, send)
-            handled += 1
+            intake.take(news)
             continue
         deltas = engine.step()
         now = time.monotonic()
@@ -136,25 +141,93 @@ def _serve(
         if deltas or due:
             stats = engine.stats() if due else None
             told = now if due else told
-            send(Step(deltas, handled, True, stats))
+            send(Step(deltas, intake.handled, True, stats))
 
 
-def _wait(inbox: "queue.SimpleQueue[Message]", seconds: float) -> Message | None:
+def _wait(inbox: "queue.SimpleQueue[Any]", seconds: float) -> Any:
     try:
         return inbox.get(timeout=seconds)
     except queue.Empty:
         return None
 
 
-def _handle(engine: Engine, message: Any, send: Callable[[Message], None]) -> None:
-    if isinstance(message, Abort):
-        engine.abort(message.request, message.index)
-        return
-    assert isinstance(message, Add)
-    try:
-        engine.add(message.request)
-    except RequestError as error:
-        send(Refused(message.request.id, str(error)))
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """From the thread that prepares: a request that may be added now, or what went wrong."""
+
+    request: Request
+    error: Exception | None
+
+
+class _Intake:
+    """Takes what comes to the engine.
+
+    Attributes:
+        handled: messages of the parent so far.
+    """
+
+    def __init__(
+        self, engine: Engine, inbox: "queue.SimpleQueue[Any]", send: Callable[[Message], None]
+    ) -> None:
+        self._engine, self._inbox, self._send = engine, inbox, send
+        self.handled = 0
+        self._waiting: dict[str, Request] = {}
+        self._work: queue.SimpleQueue[tuple[Request, Callable[[], None]]] = queue.SimpleQueue()
+        threading.Thread(target=self._prepare, daemon=True).start()
+
+    @property
+    def waits(self) -> bool:
+        """Some request is being prepared."""
+        return bool(self._waiting)
+
+    def take(self, message: Any) -> None:
+        """Hand a message on to the engine, at once or when its request is prepared."""
+        if isinstance(message, _Prepared):
+            request = message.request
+            if self._waiting.get(request.id) is not request:
+                return  # taken back meanwhile
+            del self._waiting[request.id]
+            if message.error is not None:
+                self._refuse(request, message.error)
+            else:
+                self._add(request)
+            return
+        self.handled += 1
+        if isinstance(message, Abort):
+            if message.index is None:
+                self._waiting.pop(message.request, None)
+            self._engine.abort(message.request, message.index)
+            return
+        assert isinstance(message, Add)
+        request = message.request
+        if (work := self._engine.prepare(request)) is None:
+            self._add(request)
+        else:
+            self._waiting[request.id] = request
+            self._work.put((request, work))
+
+    def _add(self, request: Request) -> None:
+        try:
+            self._engine.add(request)
+        except RequestError as error:
+            self._refuse(request, error)
+
+    def _refuse(self, request: Request, error: Exception) -> None:
+        if not isinstance(error, RequestError):
+            raise error
+        self._send(Refused(request.id, str(error)))
+
+    def _prepare(self) -> None:
+        while True:
+            request, work = self._work.get()
+            error = None
+            # What nobody waits for any more is not worth the work.
+            if self._waiting.get(request.id) is request:
+                try:
+                    work()
+                except Exception as found:  # noqa: BLE001 - raised in the main thread
+                    error = found
+            self._inbox.put(_Prepared(request, error))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """How an engine is set up; nothing here needs torch."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from hone.core.errors import ConfigError
 from hone.engine.policies import PolicyName
 
+CompileChoice = Literal["auto", "on", "off"]
 CACHE_DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 
 
@@ -24,6 +26,8 @@ class EngineOptions:
         wait_s: how long ``dynamic`` batches wait to be filled.
         speculation: "ngram", "draft:PATH" or "medusa:PATH"; None guesses nothing.
         speculation_length: most tokens that are guessed at a time.
+        compile: passes in which every sequence reads one token run compiled code: "on", or "auto"
+            where a measurement at the start says that it is faster. Never in an exact engine.
 
     Raises:
         ConfigError: a value cannot be.
@@ -39,6 +43,7 @@ class EngineOptions:
     wait_s: float = 0.02
     speculation: str | None = None
     speculation_length: int = 8
+    compile: CompileChoice = "off"
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -53,6 +58,10 @@ class EngineOptions:
         if self.cache_dtype not in CACHE_DTYPES:
             raise ConfigError(
                 f"cache_dtype is {self.cache_dtype!r}; choose one of {', '.join(CACHE_DTYPES)}."
+            )
+        if self.compile not in get_args(CompileChoice):
+            raise ConfigError(
+                f"compile is {self.compile!r}; choose one of {', '.join(get_args(CompileChoice))}."
             )
         if self.wait_s < 0:
             raise ConfigError(f"wait_s is {self.wait_s}; give seconds of 0 or more.")

@@ -115,7 +115,7 @@ class Stack(nn.Module):
                 f"A text has {longest:,} tokens and the model knows {places:,} positions; cut it."
             )
         x_NE = self.embed(input_ids_N, positions_N, token_types_N)
-        step = self._step(context, positions_N, x_NE.dtype, source_ME, router_logits)
+        step = self.step(context, positions_N, x_NE.dtype, source_ME, router_logits)
         with self.recomputation.keeper(self.parameters(), x_NE.device) as keeper:
             if self.recomputation.mode == "blocks" and hidden_states is None:
                 x_NE = self._run_pieces(x_NE, step, keep, keeper)
@@ -170,14 +170,15 @@ class Stack(nn.Module):
             x_NE = x_NE + self.embed_types(kinds)
         return x_NE if self.embed_norm is None else self.embed_norm(x_NE)
 
-    def _step(
+    def step(
         self,
         context: Context,
         positions_N: Tensor,
         dtype: torch.dtype,
-        source_ME: Tensor | None,
-        router_logits: list[Tensor] | None,
+        source_ME: Tensor | None = None,
+        router_logits: list[Tensor] | None = None,
     ) -> Step:
+        """What the blocks share in one pass; ``dtype`` is that of the residual stream."""
         step = Step(context, source_ME=source_ME)
         if router_logits is not None:
             step.router_logits = router_logits

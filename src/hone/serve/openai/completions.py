@@ -33,9 +33,8 @@ async def completions(service: Service, call: Call, body: CompletionRequest) -> 
     asked = body.max_tokens
     if asked is None:  # OpenAI's default, where more is not allowed at all
         asked = min(_MAX_TOKENS, service.bounds.output_tokens or _MAX_TOKENS)
-    params = service.params(
-        body, service.bounds.check_output(asked), info, body.logprobs, grammar_of(body)
-    )
+    grammar, budget = grammar_of(body), service.bounds.check_output(asked)
+    params = service.params(body, budget, info, body.logprobs, grammar)
     requests = []
     for number, prompt in enumerate(prompts):
         service.bounds.check_prompt(len(prompt), info.longest_prompt)
@@ -52,6 +51,7 @@ async def completions(service: Service, call: Call, body: CompletionRequest) -> 
     answer = _Answer(service, identity, body, adapter or info.name, _echoes(service, body, prompts))
     total = sum(map(len, prompts))
     with service.limiter.admit(call.owner, total, len(requests)) as held:
+        await service.check_grammar(grammar)
         generation = Generation(service, requests, held, None)
         if body.stream:
             await answer.stream(call, generation)

@@ -14,6 +14,7 @@ from hone.serve.keys import KeyRing
 from hone.serve.limits import Bounds, Limiter
 from hone.serve.metrics import Metrics
 from hone.serve.openai.errors import ApiError, unsupported
+from hone.serve.openai.grammars import GrammarCheck
 from hone.serve.openai.logprobs import TokenTexts
 from hone.serve.openai.schemas import Message, Sampled
 from hone.serve.openai.tools import CallWriter, find_format
@@ -102,6 +103,7 @@ class Service:
         self.bounds, self.limiter = settings.bounds, Limiter(settings.bounds)
         self.metrics = Metrics(client.stats, lambda: client.info.name if client.info else "")
         self.texts = TokenTexts(tokenizer)
+        self.check_grammar = GrammarCheck()
 
     @cached_property
     def calls(self) -> CallWriter | None:

@@ -25,7 +25,8 @@ class ScriptedClient:
     """As :class:`hone.serve.client.EngineClient`, but its outputs are ``answer``.
 
     ``answer`` is a text, token ids, an error, or a function of the request and the output's index.
-    ``together`` tokens come at once; ``dies_after`` so many the engine is gone.
+    ``together`` tokens come at once; ``dies_after`` so many the engine is gone. Where it
+    is ``stuck``, outputs end so.
     """
 
     tokenizer: object
@@ -33,6 +34,7 @@ class ScriptedClient:
     delay: float = 0.0
     together: int = 1
     dies_after: int | None = None
+    stuck: str = ""
     info: ModelInfo | None = None
     state: str = "ready"
     error: str = ""
@@ -85,7 +87,11 @@ class ScriptedClient:
                     sent += 1
                     now, plans[index] = plan[: self.together], plan[self.together :]
                     whole = not any(plans)
-                    yield self._delta(request, index, now, not plans[index])
+                    delta = self._delta(request, index, now, not plans[index])
+                    if self.stuck and not plans[index]:
+                        delta.tokens, delta.logprobs = [], []
+                        delta.finish_reason, delta.error = "error", self.stuck
+                    yield delta
         finally:
             self.running -= 1
             if not whole:

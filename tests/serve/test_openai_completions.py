@@ -281,3 +281,22 @@ def test_a_long_text_is_encoded_in_a_thread(direct, engine):
     assert direct.post("/tokenize", json={"prompt": text}).json()["tokens"] == (
         engine.tokenizer.encode(text, True)
     )
+
+
+@pytest.mark.parametrize(("extra", "status"), [({}, 500), ({"guided_regex": "a*"}, 400)])
+def test_an_output_that_cannot_go_on_is_an_error(direct, engine, extra, status):
+    """The engine's own trouble is a 500; a grammar that cannot be followed is the client's."""
+    engine.answer, engine.stuck = "가나", "The model's scores are not numbers."
+    try:
+        body = {"prompt": "서울", "max_tokens": 10} | extra
+        whole = direct.post("/v1/completions", json=body)
+        assert whole.status_code == status
+        assert whole.headers.get("x-should-retry") == ("false" if status == 500 else None)
+        told = whole.json()["error"]
+        assert told["type"] == ("server_error" if status == 500 else "invalid_request_error")
+        assert (told["message"], told["code"]) == (engine.stuck, "cannot_go_on")
+        events = direct.post("/v1/completions", json=body | {"stream": True}).text.split("\n\n")
+        assert events[-3:] == ["data: " + whole.text, "data: [DONE]", ""]
+        assert len(events) > 3  # what came before was sent
+    finally:
+        engine.stuck = ""

@@ -135,6 +135,7 @@ class _Outputs:
     def __init__(self, service: Service, request: Request, calling: Calling | None) -> None:
         self._texts = service.texts
         self._collector = Collector(service.tokenizer, request.params, *_frame(service, request))
+        self._grammar = request.params.grammar is not None
         self._signs = {} if calling is None else calling.signs
         self._one = calling is not None and calling.one
         count = request.params.n
@@ -162,7 +163,10 @@ class _Outputs:
         if delta.finish_reason == "abort":
             raise aborted()
         if delta.finish_reason == "error":
-            raise ApiError(400, delta.error or "The request cannot go on.", None, "cannot_go_on")
+            # A grammar is the client's; all else that stops an output is the server's trouble.
+            status = 400 if self._grammar else 500
+            message = delta.error or "The engine cannot go on with this request."
+            raise ApiError(status, message, None, "cannot_go_on")
         step = Step(delta.index)
         for part in _tokens(delta) if self._split else (delta,):
             self._add(part, step)

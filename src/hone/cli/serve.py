@@ -25,6 +25,14 @@ class Batching(StrEnum):
     STATIC = "static"
 
 
+class Choice(StrEnum):
+    """Whether a way of computing is taken; auto measures whether it is the faster one."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
 def serve(
     model: Annotated[str, typer.Argument(help="A checkpoint, a run, or a name on the hub.")],
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
@@ -101,6 +109,14 @@ def serve(
             help="ngram, draft:PATH or medusa:PATH: guess tokens ahead.", rich_help_panel=_ENGINE
         ),
     ] = None,
+    compile_: Annotated[
+        Choice,
+        typer.Option(
+            "--compile",
+            help="Compile the step that brings one token of each output; never in exact engines.",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = Choice.OFF,
     dtype: sampling_options.DType = "auto",
     device: Annotated[
         str, typer.Option(help="cpu or cuda: where to compute.", rich_help_panel=_ENGINE)
@@ -183,6 +199,7 @@ def serve(
         block_size=block_size,
         policy=policy.value,
         speculation=speculation,
+        compile=compile_.value,
     )
     bounds = Bounds(
         requests=max_requests,

@@ -7,6 +7,7 @@ bytes, and that process is killed when it takes too long. Nothing here needs tor
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -238,7 +239,10 @@ def _serve() -> None:
     tokenizer = ByteVocabulary().tokenizer()
     print(flush=True)
     for line in sys.stdin:
+        # Who asked kills this process long before, unless it was killed itself.
+        signal.alarm(int(2 * _SECONDS))
         found = compiled(tokenizer, json.loads(line))
+        signal.alarm(0)
         print(json.dumps(found if isinstance(found, str) else ""), flush=True)
 
 

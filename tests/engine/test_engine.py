@@ -11,6 +11,8 @@ from hone.engine.options import EngineOptions
 from hone.engine.paged import PagedCache
 from hone.engine.params import Grammar, SamplingParams
 from hone.engine.request import Request
+from hone.engine.sequence import Draft
+from hone.engine.speculation import Speculation
 from hone.models import CausalLM, ModelConfig, StateSpace
 
 CONFIG = ModelConfig(
@@ -36,12 +38,19 @@ def model():
     return made.eval()
 
 
-def engine_of(model, tokenizer=None, blocks=None, **options):
+@pytest.fixture(scope="module")
+def mamba():
+    made = CausalLM(replace(CONFIG, mixer="mamba", state_space=StateSpace(64, 8, rank=2)))
+    made.initialise(seed=2)
+    return made.eval()
+
+
+def engine_of(model, tokenizer=None, speculation=None, blocks=None, **options):
     memory = None
     if blocks is not None:
         memory = (blocks + 1) * PagedCache.block_bytes(model.config, 16, model.dtype)
     options = EngineOptions(cache_bytes=memory, **options)
-    return Engine(model, tokenizer, (2,), options=options)
+    return Engine(model, tokenizer, (2,), options=options, speculation=speculation)
 
 
 def run(engine, most=500):
@@ -111,13 +120,106 @@ def test_a_stop_token_that_there_is_not_stops_nothing(model, tokenizer, token):
     assert not any(held(engine))
 
 
-def test_as_many_states_run_as_there_are_slots(tokenizer):
-    config = replace(CONFIG, mixer="mamba", state_space=StateSpace(64, 8, rank=2))
-    made = CausalLM(config)
-    made.initialise(seed=2)
-    engine = engine_of(made.eval(), max_running=4)
+def test_as_many_states_run_as_there_are_slots(mamba):
+    engine = engine_of(mamba, max_running=4)
     for number in range(6):
         engine.add(Request(f"{number}", PROMPT[: number + 1], FREE))
     engine.step()
     assert engine.stats().running == 4
     assert len(run(engine)) == 6
+
+
+class Guessing(Speculation):
+    """Guesses the last token again and again, a chain or a fan, whether it pays or not."""
+
+    def __init__(self, tree):
+        self.tree = tree
+        super().__init__(self, 4)
+
+    stepwise = False
+
+    def propose(self, sequences, limits):
+        return [self._draft(one.tokens[-1], n) for one, n in zip(sequences, limits, strict=True)]
+
+    def _draft(self, token, count):
+        tokens = [token, token + 1, token, token][:count]
+        return Draft(tokens, [-1, -1, 0, 2][:count] if self.tree else None)
+
+    def observe(self, sequences, hidden_RE):
+        pass
+
+    def forget(self, sequence):
+        pass
+
+
+def requests(tokenizer):
+    """Several outputs, grammars, embeddings and penalties; their blocks are shared."""
+    grammar = Grammar("regex", "[a-z ]{3,30}")
+    drawn = replace(FREE, n=3, temperature=1.0, seed=4, frequency_penalty=0.5)
+    bound = replace(FREE, n=2, temperature=1.0, seed=1, grammar=grammar)
+    return [
+        Request("drawn", PROMPT, drawn),
+        Request("bound", PROMPT[:9], bound),
+        Request("embedded", PROMPT * 2, embed=True),
+        Request("biased", PROMPT[:17], replace(FREE, logit_bias={7: 1.0}, min_tokens=3)),
+    ]
+
+
+@pytest.mark.parametrize("failing", [1, 2, 4, 7])
+@pytest.mark.parametrize("kind", ["plain", "chain", "tree", "state"])
+def test_a_step_that_fails_can_be_made_again(model, mamba, tokenizer, failing, kind):
+    speculation = Guessing(kind == "tree") if kind in ("chain", "tree") else None
+    model, blocks = (mamba, None) if kind == "state" else (model, 9)
+    engine = engine_of(model, tokenizer, speculation, blocks, max_batch_tokens=24)
+    for request in requests(tokenizer):
+        engine.add(request)
+    steps = 0
+
+    def fail(*_):
+        nonlocal steps
+        steps += 1
+        if steps == failing:
+            raise RuntimeError("no memory")
+
+    hook = model.model.norm.register_forward_hook(fail)
+    found, failed = {}, 0
+    try:
+        while engine.busy:
+            try:
+                deltas = engine.step()
+            except RuntimeError:
+                failed += 1
+                continue
+            for delta in deltas:
+                found.setdefault((delta.request, delta.index), []).append(delta)
+    finally:
+        hook.remove()
+    assert failed == 1
+    assert not any(held(engine))
+    calm = engine_of(model, tokenizer)
+    for request in requests(tokenizer):
+        calm.add(request)
+    for key, deltas in run(calm).items():
+        assert tokens_of(found[key]) == tokens_of(deltas)
+
+
+@pytest.mark.parametrize("guesses", [None, False, True])
+@pytest.mark.parametrize("blocks", [5, 60])
+@pytest.mark.parametrize("at", [0, 1, 3, 6, 9])
+def test_nothing_is_left_of_what_is_taken_back(model, tokenizer, at, blocks, guesses):
+    speculation = None if guesses is None else Guessing(guesses)
+    engine = engine_of(model, tokenizer, speculation, blocks=blocks, max_batch_tokens=16)
+    for request in requests(tokenizer):
+        engine.add(request)
+    for _ in range(at):
+        engine.step()
+    engine.abort("drawn", 0)
+    engine.abort("bound", 1)
+    engine.step()
+    engine.abort("drawn")
+    engine.abort("biased")
+    engine.abort("embedded")
+    engine.abort("nobody")
+    found = run(engine)
+    assert {name for name, _ in found} <= {"bound"}
+    assert not any(held(engine))

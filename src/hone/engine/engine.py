@@ -191,7 +191,11 @@ class Engine:
                 self._close(sequence)
 
     def step(self) -> list[Delta]:
-        """Compute a little of all that runs; returns what it brought."""
+        """Compute a little of all that runs; returns what it brought.
+
+        Where the model fails, e.g. for lack of memory, what the step was to compute waits again:
+        the engine can go on, and requests can be taken back.
+        """
         if self._speculation is not None:
             self._guess(self._speculation)
         start = self._clock()
@@ -199,7 +203,12 @@ class Engine:
         if not step.works:
             return []
         rows = [] if self.observer is None else [_seen(work) for work in step.works]
-        chosen = self._runner(step)
+        try:
+            chosen = self._runner(step)
+        except BaseException:
+            self._runner.settle()
+            self._scheduler.take_back(step)
+            raise
         deltas = self._advance(step, chosen, start)
         self._steps += 1
         if self.observer is not None:

@@ -4,7 +4,7 @@ Shapes: N tokens of the pass, M tokens of the sources, R places that are scored,
 V vocabulary, W words of a bitmask over the vocabulary.
 """
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -68,6 +68,13 @@ class Runner:
     aside: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
     hidden_RE: Tensor = field(default_factory=lambda: torch.empty(0))  # noqa: N815
 
+    _masks: "Future[Tensor | None] | None" = None
+
+    def settle(self) -> None:
+        """After a pass that failed: when this returns, no matcher is in use any more."""
+        if self._masks is not None:
+            wait([self._masks])
+
     @torch.inference_mode()
     def __call__(self, step: Schedule) -> list[Chosen]:
         """Compute a step; the result has an entry for every sequence that all is known of."""
@@ -89,7 +96,8 @@ class Runner:
         scored = [work for work in works if work.new == work.sequence.pending]
         places, rows = self._places(works)
         # What the grammars allow is known before the scores are, and found out beside them.
-        allowed = self.aside.submit(self._allowed, scored, len(places)) if self.matchers else None
+        masks = self.aside.submit(self._allowed, scored, len(places)) if self.matchers else None
+        self._masks = masks
         embeds = any(work.sequence.request.embed for work in works)
         hidden_NE = None
         if self.compiled is not None and not adapted and len(ids_N) == len(works):
@@ -112,7 +120,7 @@ class Runner:
             adapters_N = [work.sequence.adapter for work in works for _ in range(work.new)]
             self.bank.use([(adapters_N[row], 1) for row in rows])
         logits_RV = self.model.logits(pad_rows(hidden_RE, self.row_counts))[: len(rows)]
-        sampled = self.sampler(logits_RV, places, None if allowed is None else allowed.result())
+        sampled = self.sampler(logits_RV, places, None if masks is None else masks.result())
         self.hidden_RE = hidden_RE
         return _split(scored, sampled.ids, sampled.logprobs)
 

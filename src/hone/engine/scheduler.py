@@ -234,6 +234,11 @@ class Scheduler:
             for number in range(first, end):
                 self.pool.remember(sequence.blocks[number], hashes[number])
 
+    def take_back(self, step: Schedule) -> None:
+        """Nothing of ``step`` was computed, or not all: all that it is made of begins anew."""
+        for work in step.works:
+            self._preempt(work.sequence)
+
     def restart(self, sequence: Sequence, floor: int) -> None:
         """Compute all of a running ``sequence`` again, as one of length ``floor`` at least."""
         self.pool.release(sequence.blocks)

@@ -160,6 +160,20 @@ def test_guesses_are_cut_where_the_budget_of_tokens_ends():
     assert one.draft.tokens == list(range(15))
 
 
+def test_of_a_tree_the_first_guesses_stay_where_the_budget_of_tokens_ends():
+    s = scheduler(tokens=16)
+    one, two = sequence(14), sequence(14, arrived=1, first=1)
+    s.add(one)
+    for _ in range(2):
+        advance(s, s.schedule(0.0))
+    s.add(two)
+    advance(s, s.schedule(0.0))
+    one.draft = Draft(list(range(12)), [-1, -1, *range(10)])
+    two.draft = Draft([5, 6, 7], [-1, 0, -1])
+    assert [work.new for work in s.schedule(0.0).works] == [13, 3]
+    assert two.draft == Draft([5, 6], [-1, 0])
+
+
 def test_prompts_are_cut_at_multiples_where_bits_depend_on_it():
     s = scheduler(tokens=16, chunk_multiple=6)
     s.add(sequence(40))
@@ -182,6 +196,20 @@ def test_a_source_is_read_whole_and_has_blocks_of_its_own():
     advance(s, s.schedule(0.0))
     s.remove(one)
     assert s.pool.free == s.pool.count
+
+
+def test_who_has_sources_read_is_served_as_much():
+    s = scheduler(tokens=16, running=1, blocks=40)
+    for number in range(2):
+        s.add(sequence(1, number, 1, "reads", source=tuple(range(14))))
+    for number in range(2, 4):
+        s.add(sequence(5, number, 1, "writes", first=number))
+    order = []
+    while s.running or len(s.waiting):
+        step = s.schedule(0.0)
+        order += [work.sequence.request.owner for work in step.works]
+        advance(s, step)
+    assert order == ["reads", "writes", "writes", "reads"]
 
 
 def test_a_state_takes_one_slot_whatever_the_length():

@@ -165,14 +165,13 @@ class Scheduler:
             if not self.pool.size:
                 sequence.slot = sequence.blocks[0]
                 step.fresh_slots.append(sequence.slot)
-            left -= source + self._take(sequence, new, step, source > 0)
+            left -= self._take(sequence, new, step, source)
 
-    def _take(
-        self, sequence: Sequence, new: int, step: Schedule, reads_source: bool = False
-    ) -> int:
-        step.works.append(Work(sequence, new, reads_source))
-        self.waiting.served(sequence.request.owner, new)
-        return new
+    def _take(self, sequence: Sequence, new: int, step: Schedule, source: int = 0) -> int:
+        """Have ``new`` tokens computed, and so many of a source; how many that are."""
+        step.works.append(Work(sequence, new, source > 0))
+        self.waiting.served(sequence.request.owner, new + source)
+        return new + source
 
     def _share(self, sequence: Sequence, left: int) -> int:
         """How many of its pending tokens it may compute."""
@@ -180,12 +179,8 @@ class Scheduler:
         if pending <= left:
             return pending
         if sequence.draft is not None:
-            # Guesses are dropped from the end; of a tree, all.
-            fitting = left - (pending - len(sequence.draft.tokens))
-            chain = sequence.draft.parents is None and fitting > 0
-            sequence.draft = (
-                sequence.draft._replace(tokens=sequence.draft.tokens[:fitting]) if chain else None
-            )
+            # Guesses are dropped from the end, where no other one stands on them.
+            sequence.draft = sequence.draft.first(left - (pending - len(sequence.draft.tokens)))
             return min(sequence.pending, left)
         end = sequence.computed + left
         end -= end % self._chunk_multiple

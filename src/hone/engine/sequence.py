@@ -19,6 +19,12 @@ class Draft(NamedTuple):
     tokens: list[int]
     parents: list[int] | None = None
 
+    def first(self, count: int) -> "Draft | None":
+        """The first ``count`` guesses; None for no guess."""
+        if count <= 0:
+            return None
+        return Draft(self.tokens[:count], self.parents and self.parents[:count])
+
 
 @dataclass(slots=True, eq=False)
 class Sequence:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hone.core.errors import RequestError
-from hone.engine.engine import Engine
+from hone.engine.engine import Engine, _lawful
 from hone.engine.options import EngineOptions
 from hone.engine.paged import PagedCache
 from hone.engine.params import Grammar, SamplingParams
@@ -222,4 +222,25 @@ def test_nothing_is_left_of_what_is_taken_back(model, tokenizer, at, blocks, gue
     engine.abort("nobody")
     found = run(engine)
     assert {name for name, _ in found} <= {"bound"}
+    assert not any(held(engine))
+
+
+def test_of_a_tree_under_a_grammar_a_branch_stays_that_it_allows(model, tokenizer):
+    letter = {text: tokenizer.backend.token_to_id(text) for text in "abc1"}
+    engine = engine_of(model, tokenizer)
+    engine.add(Request("r", PROMPT, replace(FREE, grammar=Grammar("regex", "[abc]{2,9}"))))
+    (matcher,) = engine._matchers.values()
+    a, b, c, digit = (letter[text] for text in "abc1")
+    tree = Draft([digit, a, b, digit, c, a], [-1, -1, 0, 1, 1, 4])
+    assert _lawful(tree, matcher) == Draft([a, c, a])
+    assert _lawful(Draft([a, b, digit, c]), matcher) == Draft([a, b])
+    assert _lawful(Draft([]), matcher) == Draft([])
+    assert _lawful(tree, matcher) == Draft([a, c, a])  # the matcher stands where it stood
+
+
+def test_a_pooling_that_needs_whole_texts_is_refused_by_request(tokenizer):
+    made = CausalLM(replace(CONFIG, embedding_pooling="eos"))
+    engine = engine_of(made, tokenizer)
+    with pytest.raises(RequestError, match="sentence-embedding"):
+        engine.add(Request("e", PROMPT, embed=True))
     assert not any(held(engine))

@@ -1,7 +1,7 @@
 """The engine: requests in, tokens out, step by step. One thread owns it; it knows no text."""
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -223,7 +223,10 @@ class Engine:
         if request.embed:
             from hone.engine.embeddings import Pooler
 
-            self._poolers[sequence.key] = Pooler(self._model.config)
+            try:
+                self._poolers[sequence.key] = Pooler(self._model.config)
+            except ConfigError as error:
+                raise RequestError(str(error)) from error
             return
         first = None if answer is None else answer.first
         last = None if answer is None or request.params.ignore_eos else answer.last
@@ -366,8 +369,9 @@ class Engine:
             delta.finish_reason = self._reason(sequence, token)
             if delta.finish_reason is not None or sequence.draft is None:
                 return delta, nodes
-            node = _child(sequence.draft, place - 1, token)
-            if node is None:
+            draft = sequence.draft
+            found = (n for n in _children(draft, place - 1) if draft.tokens[n] == token)
+            if (node := next(found, None)) is None:
                 return delta, nodes
             nodes.append(node)
             place = node + 1
@@ -417,24 +421,21 @@ def _seen(work: Work) -> "SeenRow":
     return sequence.request.id, sequence.index, work.new, kind
 
 
-def _child(draft: Draft, parent: int, token: int) -> int | None:
-    """The guess of ``token`` after ``parent`` (-1 for what is known), if there is one."""
+def _children(draft: Draft, parent: int) -> Iterator[int]:
+    """The guesses after ``parent`` (-1 for what is known)."""
     if draft.parents is None:
-        node = parent + 1
-        return node if node < len(draft.tokens) and draft.tokens[node] == token else None
-    children = (node for node, p in enumerate(draft.parents) if p == parent)
-    return next((node for node in children if draft.tokens[node] == token), None)
+        return iter(range(parent + 1, min(parent + 2, len(draft.tokens))))
+    return (node for node, above in enumerate(draft.parents) if above == parent)
 
 
 def _lawful(draft: Draft, matcher: Matcher) -> Draft:
-    """As much of a draft as the grammar allows; of a tree its first branch."""
+    """As much of a draft as the grammar allows; of a tree the first branch that it does."""
     tokens: list[int] = []
-    node = 0
-    while node < len(draft.tokens) and matcher.accept(draft.tokens[node]):
-        tokens.append(draft.tokens[node])
-        if draft.parents is None:
-            node += 1
-        else:
-            node = next((n for n, p in enumerate(draft.parents) if p == node), len(draft.tokens))
+    node: int | None = -1
+    while node is not None:
+        children = _children(draft, node)
+        node = next((child for child in children if matcher.accept(draft.tokens[child])), None)
+        if node is not None:
+            tokens.append(draft.tokens[node])
     matcher.rollback(len(tokens))
     return Draft(tokens)

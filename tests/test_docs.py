@@ -17,8 +17,18 @@ import typer.main
 from hone.cli.app import app
 from hone.core.config import Settings, parse
 from hone.core.errors import RequestError
+from hone.engine.options import EngineOptions
 from hone.recipes.settings import Recipe, load_recipe
 from hone.recipes.text_settings import TextRecipe
+from hone.serve.openai.schemas import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    EmbeddingRequest,
+    QueryRequest,
+    QuestionRequest,
+    TokenizeRequest,
+)
 from hone.sql import ValueIndex, open_database, read_schema
 from hone.text.prompts import text2sql_prompt
 
@@ -28,7 +38,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 # The log tells what was typed on its day, which need not exist any more.
 CURRENT = [page for page in PAGES if page.name != "log.md"]
-GUIDES = [ROOT / name for name in ("README.md", "README.ko.md", "docs/text2sql.md")]
+GUIDES = [
+    ROOT / name for name in ("README.md", "README.ko.md", "docs/text2sql.md", "docs/serving.md")
+]
 
 _FENCE = re.compile(
     r"(?:<!-- file: (?P<file>\S+) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$",
@@ -125,11 +137,12 @@ def test_every_command_exists_with_its_options(page):
 @pytest.mark.parametrize("page", GUIDES, ids=name_of)
 def test_options_in_the_text_exist(page):
     group = typer.main.get_command(app)
+    commands_ = [group, *group.commands.values(), *group.commands["bench"].commands.values()]
     known = {
         option
-        for command in (group, *group.commands.values())
+        for command in commands_
         for parameter in command.params
-        for option in parameter.opts
+        for option in (*parameter.opts, *parameter.secondary_opts)
     }
     used = {code.split()[0] for code in inline(page) if code.startswith("--")}
     assert used
@@ -203,6 +216,55 @@ def test_the_table_of_sampling_parameters_is_complete():
         for field in fields(hone.SamplingParams)
         if field.default is not MISSING
     ]
+
+
+def test_the_table_of_engine_options_is_complete():
+    text = read(ROOT / "docs" / "python.md")
+    section = text.partition("### `EngineOptions`")[2].partition("\n#")[0]
+    assert re.findall(r"^\| `(\w+)` \| `(.+?)` \|", section, re.MULTILINE) == [
+        (
+            field.name,
+            json.dumps(field.default) if isinstance(field.default, str) else repr(field.default),
+        )
+        for field in fields(EngineOptions)
+    ]
+
+
+def test_the_table_of_options_of_the_server_is_complete():
+    text = read(ROOT / "docs" / "serving.md")
+    section = text.partition("\n## Options\n")[2].partition("\n## ")[0]
+    told = dict(re.findall(r"^\| `(--[\w-]+)` \| (.+?) \|", section, re.MULTILINE))
+    options = [
+        p for p in typer.main.get_command(app).commands["serve"].params if p.opts[0][0] == "-"
+    ]
+    assert sorted(told) == sorted(option.opts[0] for option in options)
+    for option in options:
+        default = option.default
+        if default is False:
+            default = "off"
+        if default is not None and default != []:
+            assert told[option.opts[0]] == (
+                f"{default:g}" if isinstance(default, float) else str(default)
+            )
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        ChatRequest,
+        CompletionRequest,
+        EmbeddingRequest,
+        TokenizeRequest,
+        DetokenizeRequest,
+        QuestionRequest,
+        QueryRequest,
+    ],
+)
+def test_every_field_of_a_request_is_on_the_page(body):
+    text = read(ROOT / "docs" / "serving.md")
+    section = text.partition("\n## Endpoints\n")[2].partition("\n### Errors\n")[0]
+    named = set(re.findall(r"`(\w+)`", section))
+    assert named >= {*body.model_fields, *body.refused}
 
 
 def test_queries_are_refused_in_the_words_of_the_page(tmp_path):

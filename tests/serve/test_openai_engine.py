@@ -1,28 +1,19 @@
 """The whole way: the official client, the application, the engine's process, a tiny real model."""
 
 import asyncio
-import contextlib
 import json
-import os
-import socket
-import threading
 import time
 
 import openai
 import pytest
 import torch
-import uvicorn
 from chat_zoo import make_chat_tokenizer
+from engine_server import running
 
 import hone
 from hone.core.files import write_json
-from hone.engine.options import EngineOptions
 from hone.engine.params import SamplingParams
 from hone.models import CausalLM, ModelConfig, save_checkpoint
-from hone.serve.app import AppSettings, create_app
-from hone.serve.client import EngineClient
-from hone.serve.wire import Settings
-from hone.text.conversation import Conversations
 
 ASK = [{"role": "user", "content": "서울 날씨 어때?"}]
 
@@ -50,61 +41,10 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
-class Server(threading.Thread):
-    """The application and its engine, in an event loop of its own."""
-
-    def __init__(self, checkpoint, tokenizer):
-        super().__init__(daemon=True)
-        self._checkpoint, self._tokenizer = checkpoint, tokenizer
-        self.listener = socket.socket()
-        self.listener.bind(("127.0.0.1", 0))
-        self.ready = threading.Event()
-        self.error = None
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.listener.getsockname()[1]}"
-
-    def run(self):
-        asyncio.run(self._main())
-
-    async def _main(self):
-        options = EngineOptions(max_running=8, block_size=8, cache_bytes=4_000_000)
-        arguments = {
-            "model": str(self._checkpoint),
-            "name": "tiny",
-            "options": options,
-            "exact": False,
-        }
-        self.client = EngineClient(Settings(arguments=arguments, threads=1))
-        app = create_app(
-            AppSettings(), self.client, self._tokenizer, Conversations(self._tokenizer)
-        )
-        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", ws="none")
-        self.server = uvicorn.Server(config)
-        self.server.capture_signals = contextlib.nullcontext
-        self.client.start()
-        try:
-            await self.client.ready()
-        except Exception as error:
-            self.error = error
-            raise
-        finally:
-            self.ready.set()
-        await self.server.serve(sockets=[self.listener])
-        await self.client.stop()
-
-
 @pytest.fixture(scope="module")
 def server(checkpoint):
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    server = Server(checkpoint, hone.text.tokenizer.Tokenizer.load(checkpoint))
-    server.start()
-    assert server.ready.wait(60)
-    assert server.error is None
-    yield server
-    server.server.should_exit = server.server.force_exit = True
-    server.join(10)
+    with running(checkpoint) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

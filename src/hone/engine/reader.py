@@ -23,6 +23,9 @@ from hone.models.readers import Embedder
 class EmbeddingEngine:
     """Embeds texts, many at a time, under the scheduler of :class:`hone.engine.Engine`: the same
     policies, priorities and shares. A text is never cut, and nothing of it is kept.
+
+    Attributes:
+        longest: most tokens of a text.
     """
 
     def __init__(
@@ -36,7 +39,7 @@ class EmbeddingEngine:
         self._model, self._clock = model, clock
         longest = model.config.max_position_embeddings
         self._most_tokens = max(options.max_batch_tokens, longest)
-        self._longest = self._most_tokens if model.config.extrapolates else longest
+        self.longest = self._most_tokens if model.config.extrapolates else longest
         self._scheduler = Scheduler(
             BlockPool(options.max_running, 0),
             make_policy(options.policy, options.max_running, options.wait_s),
@@ -82,9 +85,9 @@ class EmbeddingEngine:
             raise RequestError("This model embeds texts, and does nothing else.")
         if not tokens:
             raise RequestError("The text is empty; give at least one token.")
-        if len(tokens) > self._longest:
+        if len(tokens) > self.longest:
             raise RequestError(
-                f"The text has {len(tokens):,} tokens; this model reads {self._longest:,}. "
+                f"The text has {len(tokens):,} tokens; this model reads {self.longest:,}. "
                 "Shorten it."
             )
         if not all(isinstance(token, int) and 0 <= token < vocabulary for token in tokens):

@@ -4,10 +4,19 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
+from hone.adapters import read_head
+from hone.core.errors import ConfigError
 from hone.engine import LM, load
+from hone.engine.adapted import find_model, load_adapted
 from hone.engine.engine import Engine
 from hone.engine.options import EngineOptions
 from hone.engine.paged import PagedCache
+from hone.engine.reader import EmbeddingEngine
+from hone.kernels import preferred_dtype
+from hone.models import ModelConfig, load_config, load_model
+from hone.models.readers import Embedder
 from hone.serve.info import ModelInfo
 
 
@@ -19,8 +28,9 @@ def load_engine(
     device: str = "cpu",
     exact: bool | None = None,
     adapters: Mapping[str, str] | None = None,
-) -> tuple[Engine, ModelInfo]:
-    """Read a checkpoint and make its engine.
+) -> tuple[Engine | EmbeddingEngine, ModelInfo]:
+    """Read a checkpoint and make its engine: one that embeds texts where the files are of such a
+    model (of sentence-transformers, or an encoder), and one that writes everywhere else.
 
     Args:
         model: as :func:`hone.load` takes it, and so are ``dtype``, ``device`` and ``exact``.
@@ -30,7 +40,14 @@ def load_engine(
     Raises:
         CheckpointError: a directory or one of its files is missing, broken or unknown.
         CapacityError: there is no memory for the cache.
+        ConfigError: an option is for models that write, and this one does not.
     """
+    if _embeds(model):
+        if adapters or options.speculation is not None:
+            raise ConfigError(
+                f"{model} embeds texts and writes none; leave --adapter and --speculation out."
+            )
+        return _reader(model, name, options, dtype, device)
     lm = load(model, dtype, device, exact, options)
     engine = lm.engine()
     for adapter, path in (adapters or {}).items():
@@ -48,7 +65,6 @@ def describe(lm: LM, engine: Engine, name: str, adapters: tuple[str, ...] = ()) 
     dtype = str(lm.model.dtype).removeprefix("torch.")
     kept = dtype if options.cache_dtype == "auto" else options.cache_dtype
     blocks = engine.stats().blocks
-    quantization = config.quantization_config or {}
     return ModelInfo(
         name=name,
         context=config.max_position_embeddings,
@@ -60,7 +76,7 @@ def describe(lm: LM, engine: Engine, name: str, adapters: tuple[str, ...] = ()) 
         adapters=adapters,
         created=_written(lm.path),
         dtype=dtype,
-        quantization=quantization.get("quant_method"),
+        quantization=_quantization(config),
         speculation=options.speculation,
         policy=options.policy,
         exact=lm.exact,
@@ -69,6 +85,49 @@ def describe(lm: LM, engine: Engine, name: str, adapters: tuple[str, ...] = ()) 
         cache_tokens=blocks * options.block_size if config.mixer == "attention" else 0,
         block_size=options.block_size,
     )
+
+
+def _embeds(model: str) -> bool:
+    """Whether a checkpoint reads texts whole, and is neither a classifier nor one that writes."""
+    directory, adapter = find_model(model)
+    config = load_config(directory)
+    head = config.head if adapter is None else read_head(adapter) or config.head
+    return head == "embedding" or (
+        head in (None, "masked") and not config.causal and config.encoder is None
+    )
+
+
+def _reader(
+    model: str, name: str, options: EngineOptions, dtype: str, device: str
+) -> tuple[EmbeddingEngine, ModelInfo]:
+    directory, adapter = find_model(model)
+    stored = load_config(directory).dtype
+    if dtype == "auto" and stored != "float32" and preferred_dtype(device) == torch.float32:
+        dtype = "float32"  # as hone.load has it
+    if adapter is None:
+        loaded = load_model(directory, dtype, device, "embedding")
+    else:
+        loaded = load_adapted(directory, adapter, dtype, device, "embedding")
+    assert isinstance(loaded, Embedder)
+    engine = EmbeddingEngine(loaded, options)
+    config = loaded.config
+    return engine, ModelInfo(
+        name=name,
+        context=engine.longest,
+        longest_prompt=engine.longest,
+        vocabulary=config.vocab_size,
+        generates=False,
+        embeds=True,
+        created=_written(adapter or directory),
+        dtype=str(loaded.dtype).removeprefix("torch."),
+        quantization=_quantization(config),
+        policy=options.policy,
+    )
+
+
+def _quantization(config: ModelConfig) -> str | None:
+    method: str | None = (config.quantization_config or {}).get("quant_method")
+    return method
 
 
 def _written(directory: Path) -> int:

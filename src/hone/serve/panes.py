@@ -40,7 +40,7 @@ class Panes:
         With ``stream``: ``{"sql": piece}`` while the model writes, then the whole answer.
         """
         pane = self._there()
-        info = service.ready()
+        info = service.writer()
         adapter = service.adapter(info, body.model)
         question = await asyncio.to_thread(pane.ask, body.question)
         prompt = await service.encode(question.prompt)

@@ -256,3 +256,12 @@ def test_motion_stops_where_it_is_not_wanted(visit: Open, script: Script) -> Non
     assert page.evaluate(style) == "none"
     script.state = "ready"
     page.wait_for_selector(READY)
+
+
+def test_a_model_that_only_embeds_says_so(visit: Open, script: Script) -> None:
+    script.info = {"chat": False, "generates": False}
+    page = visit()
+    page.wait_for_selector("#waiting >> text=tiny computes embeddings and writes no text")
+    page.click("#language")
+    page.wait_for_selector("#waiting >> text=임베딩만 계산하고")
+    assert page.locator("[role=tab]:visible").count() == 0

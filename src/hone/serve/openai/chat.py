@@ -10,7 +10,7 @@ from hone.core.errors import RequestError
 from hone.engine.params import Grammar
 from hone.engine.request import Request
 from hone.serve.openai.calls import CallPart, Reader
-from hone.serve.openai.errors import ApiError, unsupported
+from hone.serve.openai.errors import unsupported
 from hone.serve.openai.generation import Calling, Generation, Step
 from hone.serve.openai.http import Call
 from hone.serve.openai.logprobs import chat_logprobs
@@ -22,9 +22,7 @@ from hone.serve.openai.tools import CallWriter, Tools
 
 async def chat(service: Service, call: Call, body: ChatRequest) -> None:
     """Answer a conversation, whole or as a stream."""
-    info = service.ready()
-    if not info.generates:
-        raise ApiError(400, "This model writes no texts; ask it for embeddings.", "model")
+    info = service.writer()
     adapter = service.adapter(info, body.model)
     tools = _tools(body)
     writer = _writer(service) if tools else None

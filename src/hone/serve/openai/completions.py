@@ -6,7 +6,7 @@ from contextlib import aclosing
 from typing import Any
 
 from hone.engine.request import Request
-from hone.serve.openai.errors import ApiError, unsupported
+from hone.serve.openai.errors import unsupported
 from hone.serve.openai.generation import Generation, Step
 from hone.serve.openai.http import Call
 from hone.serve.openai.logprobs import completion_logprobs
@@ -19,9 +19,7 @@ _MAX_TOKENS = 16
 
 async def completions(service: Service, call: Call, body: CompletionRequest) -> None:
     """Continue texts, or token ids, whole or as a stream."""
-    info = service.ready()
-    if not info.generates:
-        raise ApiError(400, "This model writes no texts; ask it for embeddings.", "model")
+    info = service.writer()
     adapter = service.adapter(info, body.model)
     _check(body)
     n = body.n or 1

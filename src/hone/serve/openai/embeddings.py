@@ -27,8 +27,8 @@ async def embeddings(service: Service, call: Call, body: EmbeddingRequest) -> No
         raise ApiError(400, "This model computes no embeddings.", "model")
     adapter = service.adapter(info, body.model)
     prompts = await service.prompts(body.input, "input", info, special=True)
-    # Nothing is generated, so that there may be one token more.
-    longest = None if info.longest_prompt is None else info.longest_prompt + 1
+    # Nothing is generated, so that there may be one token more than models which write leave room.
+    longest = None if info.longest_prompt is None else info.longest_prompt + info.generates
     for prompt in prompts:
         service.bounds.check_prompt(len(prompt), longest)
     usage = Usage(prompt=sum(map(len, prompts)))
@@ -65,6 +65,8 @@ async def embeddings(service: Service, call: Call, body: EmbeddingRequest) -> No
             f"dimensions is {body.dimensions}; this model's embeddings have {len(vectors[0])}, and "
             "a part of one means nothing.",
         )
+    if not np.isfinite(vectors).all():
+        raise ApiError(500, "The model's embedding is not a number; its weights are damaged.")
     data = [
         {"object": "embedding", "index": number, "embedding": _written(vector, body)}
         for number, vector in enumerate(vectors)

@@ -132,6 +132,13 @@ class Service:
         failed = ApiError(503, f"The engine failed: {self.client.error}", None, "engine_failed")
         raise reasons.get(state, failed)
 
+    def writer(self) -> ModelInfo:
+        """The model, where it writes; raises :class:`ApiError` 400 for one that does not."""
+        info = self.ready()
+        if not info.generates:
+            raise ApiError(400, "This model writes no texts; ask it for embeddings.", "model")
+        return info
+
     def adapter(self, info: ModelInfo, model: str | None) -> str | None:
         """The adapter that a request's ``model`` chooses; None for the model itself.
 

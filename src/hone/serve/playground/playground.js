@@ -108,6 +108,7 @@ async function load() {
   $("#access").hidden = true;
   $("#key-forget").hidden = !access.key;
   showState("ready");
+  if (!first) say($("#waiting"), "onlyEmbeds", { name: info.name });
 }
 
 function showModels(names) {

@@ -23,6 +23,10 @@ export const WORDS = {
   stateStopping: { en: "Shutting down", ko: "종료하는 중" },
   stateUnreachable: { en: "Not reachable", ko: "연결할 수 없음" },
   stateKey: { en: "API key needed", ko: "API 키 필요" },
+  onlyEmbeds: {
+    en: "{name} computes embeddings and writes no text: ask /v1/embeddings.",
+    ko: "{name}은(는) 임베딩만 계산하고 글을 쓰지 않습니다. /v1/embeddings에 요청하세요.",
+  },
   keyAsk: { en: "This server asks for an API key.", ko: "이 서버는 API 키가 필요합니다." },
   keyWrong: { en: "The server does not accept this key.", ko: "서버가 이 키를 받아들이지 않습니다." },
   keyLabel: { en: "API key", ko: "API 키" },

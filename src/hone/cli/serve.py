@@ -117,6 +117,10 @@ def serve(
             rich_help_panel=_ENGINE,
         ),
     ] = Choice.OFF,
+    int8_activations: Annotated[
+        Choice,
+        typer.Option(help="Int8 layers round what they read to int8 too.", rich_help_panel=_ENGINE),
+    ] = Choice.OFF,
     dtype: sampling_options.DType = "auto",
     device: Annotated[
         str, typer.Option(help="cpu or cuda: where to compute.", rich_help_panel=_ENGINE)
@@ -232,6 +236,7 @@ def serve(
         "device": device,
         "exact": exact,
         "adapters": _adapters(adapter or []),
+        "int8_activations": "auto" if int8_activations == "auto" else int8_activations == "on",
     }
     client = EngineClient(Settings(arguments=engine, threads=threads), Patience(hang=hang))
     app = create_app(

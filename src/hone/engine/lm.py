@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-import hone.quant  # noqa: F401 - makes quantized checkpoints readable
 from hone.core.errors import CheckpointError, DataError, RequestError
 from hone.core.files import read_json
 from hone.engine.adapted import find_model, load_adapted
@@ -31,6 +30,7 @@ from hone.models import (
     load_config,
     load_model,
 )
+from hone.quant import Int8Activations, use_int8_activations
 from hone.text.conversation import Conversations
 from hone.text.messages import canonical_messages
 from hone.text.tokenizer import Tokenizer
@@ -194,6 +194,7 @@ def load(
     device: str | torch.device = "cpu",
     exact: bool | None = None,
     options: EngineOptions | None = None,
+    int8_activations: Int8Activations = False,
 ) -> LM:
     """Read a checkpoint, quantized or not, the checkpoint of a run, or an adapter with its base.
 
@@ -212,9 +213,13 @@ def load(
             up to 3 times as long on a large model, up to twice on a tiny one; None means: up to
             20 million parameters. A processor whose products depend on the number of rows in
             every size allows no exactness (``lm.row_counts()`` is None).
+        options: of the engine that computes.
+        int8_activations: int8 layers round what they read to int8 as well, which costs accuracy and
+            is faster on processors with instructions for it; "auto" measures whether it is here.
 
     Raises:
         CheckpointError: the directory or one of its files is missing, broken or unknown.
+        ConfigError: ``int8_activations`` is True, and there are no int8 layers.
     """
     if dtype not in _DTYPES:
         raise CheckpointError(f"dtype is {dtype!r}; choose one of {', '.join(_DTYPES)}.")
@@ -245,6 +250,7 @@ def load(
         model = load_adapted(directory, adapter, dtype, device, head)
         check_vocabulary(model.config, tokenizer.vocab_size, adapter)
     assert isinstance(model, CausalLM | Seq2SeqLM)
+    use_int8_activations(model, int8_activations)
     if exact is None:
         exact = config.parameter_count <= _EXACT_UP_TO
     generation = _generation_config(directory)

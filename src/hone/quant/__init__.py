@@ -8,6 +8,7 @@ from hone.models import register_quantization
 from hone.quant import int8_checkpoint, nf4_checkpoint, nf4_layer
 from hone.quant.checkpoint import METHODS, quantize_checkpoint
 from hone.quant.int8 import Int8Linear, quantize_rows
+from hone.quant.int8_activations import Int8Activations, use_int8_activations
 from hone.quant.nf4 import Nf4State, nf4_dequantize, nf4_linear, nf4_quantize
 from hone.quant.nf4_layer import Nf4Linear, load_nf4, nf4_footprint, quantize_nf4_model
 
@@ -16,6 +17,7 @@ register_quantization(nf4_layer.QUANT_METHOD, nf4_checkpoint.replace_layers, nf4
 
 __all__ = [
     "METHODS",
+    "Int8Activations",
     "Int8Linear",
     "Nf4Linear",
     "Nf4State",
@@ -27,4 +29,5 @@ __all__ = [
     "quantize_checkpoint",
     "quantize_nf4_model",
     "quantize_rows",
+    "use_int8_activations",
 ]

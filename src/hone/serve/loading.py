@@ -17,6 +17,7 @@ from hone.engine.reader import EmbeddingEngine
 from hone.kernels import preferred_dtype
 from hone.models import ModelConfig, load_config, load_model
 from hone.models.readers import Embedder
+from hone.quant import Int8Activations, use_int8_activations
 from hone.serve.info import ModelInfo
 
 
@@ -28,12 +29,14 @@ def load_engine(
     device: str = "cpu",
     exact: bool | None = None,
     adapters: Mapping[str, str] | None = None,
+    int8_activations: Int8Activations = False,
 ) -> tuple[Engine | EmbeddingEngine, ModelInfo]:
     """Read a checkpoint and make its engine: one that embeds texts where the files are of such a
     model (of sentence-transformers, or an encoder), and one that writes everywhere else.
 
     Args:
-        model: as :func:`hone.load` takes it, and so are ``dtype``, ``device`` and ``exact``.
+        model: as :func:`hone.load` takes it, and so are ``dtype``, ``device``, ``exact`` and
+            ``int8_activations``.
         name: what clients call it.
         adapters: directories of LoRA adapters by the names that requests choose them by.
 
@@ -47,8 +50,8 @@ def load_engine(
             raise ConfigError(
                 f"{model} embeds texts and writes none; leave --adapter and --speculation out."
             )
-        return _reader(model, name, options, dtype, device)
-    lm = load(model, dtype, device, exact, options)
+        return _reader(model, name, options, dtype, device, int8_activations)
+    lm = load(model, dtype, device, exact, options, int8_activations)
     engine = lm.engine()
     for adapter, path in (adapters or {}).items():
         engine.adapters.load(adapter, path)
@@ -98,7 +101,12 @@ def _embeds(model: str) -> bool:
 
 
 def _reader(
-    model: str, name: str, options: EngineOptions, dtype: str, device: str
+    model: str,
+    name: str,
+    options: EngineOptions,
+    dtype: str,
+    device: str,
+    int8_activations: Int8Activations,
 ) -> tuple[EmbeddingEngine, ModelInfo]:
     directory, adapter = find_model(model)
     stored = load_config(directory).dtype
@@ -108,6 +116,7 @@ def _reader(
         loaded = load_model(directory, dtype, device, "embedding")
     else:
         loaded = load_adapted(directory, adapter, dtype, device, "embedding")
+    use_int8_activations(loaded, int8_activations)
     assert isinstance(loaded, Embedder)
     engine = EmbeddingEngine(loaded, options)
     config = loaded.config

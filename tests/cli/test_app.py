@@ -2,6 +2,7 @@
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 
@@ -73,22 +74,35 @@ def test_an_unwritable_place_is_one_sentence(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_ask_prints_sql_and_fails_when_the_query_does(tmp_path):
+@pytest.mark.parametrize("room", [1024, 40])
+def test_ask_prints_valid_sql_and_fails_when_it_was_cut_off(tmp_path, room):
+    """A model that knows nothing can still write nothing but queries that the database takes."""
     from hone.models import CausalLM, ModelConfig, save_checkpoint
     from hone.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.train(["고객은 몇 명? SELECT"] * 2, 300)
-    model = CausalLM(ModelConfig(tokenizer.vocab_size, 16, 32, 1, 2))
+    config = ModelConfig(tokenizer.vocab_size, 16, 32, 1, 2, max_position_embeddings=room)
+    model = CausalLM(config)
     model.initialise(0)
     save_checkpoint(tmp_path / "model", model, tokenizer)
     database = write_sample_database(tmp_path / "shop.sqlite")
     before = database.read_bytes()
     question = "x'; DROP TABLE customers; --"
-    done = hone("ask", tmp_path / "model", question, "--db", database, "--json")
-    assert done.returncode == 1
+    done = hone("ask", tmp_path / "model", question, "--db", database, "--rows", 3, "--json")
     answer = json.loads(done.stdout)
     assert answer["question"] == question
-    assert answer["error"]
+    assert answer["sql"].startswith("SELECT ")
+    if room == 40:
+        assert done.returncode == 1
+        assert "was cut off" in answer["error"]
+        assert "was cut off" in done.stderr
+        assert "rows" not in answer
+    else:
+        assert done.returncode == 0, done.stderr
+        assert answer["error"] is None
+        found = sqlite3.connect(database).execute(answer["sql"])
+        assert [list(row) for row in found.fetchmany(3)] == answer["rows"]
+        assert [column[0] for column in found.description] == answer["columns"]
     assert database.read_bytes() == before
 
 

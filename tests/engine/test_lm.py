@@ -2,6 +2,8 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -130,3 +132,46 @@ def test_a_vocabulary_larger_than_the_embedding_is_refused(checkpoint, tmp_path)
     file.write_text(json.dumps(values))
     with pytest.raises(CheckpointError, match="401 tokens and the model embeddings for 400"):
         hone.load(folder)
+
+
+def test_generating_inside_of_a_stream_and_beside_another_thread(lm):
+    params = hone.SamplingParams(max_tokens=12, ignore_eos=True)
+    texts = ["서울에", "select name", "a b c"]
+    expected = [lm.generate(text, params)[0].token_ids for text in texts]
+    inner = []
+
+    def stream(index, piece):
+        if not inner:
+            inner.append(lm.generate(texts[1], params)[0].token_ids)
+
+    assert lm.generate(texts[0], params, stream)[0].token_ids == expected[0]
+    assert inner == [expected[1]]
+    with ThreadPoolExecutor(3) as pool:
+        found = pool.map(lambda n: lm.generate(texts[n % 3], params)[0].token_ids, range(12))
+        assert list(found) == [expected[n % 3] for n in range(12)]
+
+
+def test_an_engine_that_was_taken_meanwhile_is_made_anew(lm):
+    class Taken(list):
+        """A list that another thread empties when it has been looked at."""
+
+        def __bool__(self):
+            full = len(self) > 0
+            self.clear()
+            return full
+
+    taken = replace(lm, _kept=Taken(lm._kept))
+    params = hone.SamplingParams(max_tokens=2)
+    assert taken.generate("a", params)[0].token_ids == lm.generate("a", params)[0].token_ids
+
+
+def test_an_interruption_leaves_a_model_that_generates(lm):
+    params = hone.SamplingParams(max_tokens=6, ignore_eos=True)
+    expected = lm.generate("서울에", params)[0].token_ids
+
+    def interrupt(index, piece):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        lm.generate(["서울에", "b"], params, interrupt)
+    assert lm.generate("서울에", params)[0].token_ids == expected

@@ -104,10 +104,21 @@ class LM:
             return []
         opening = None if self.answer is None else (self.answer.start,)
         state = (torch.get_num_threads(), _weights_state(self.model))
-        engine = self._kept.pop()[1] if self._kept and self._kept[0][0] == state else self.engine()
+        engine = self._engine_of(state)
         results = run(engine, self.tokenizer, ids, every, self.end_ids, opening, stream, finished)
         self._kept[:] = [(state, engine)]
         return results
+
+    def _engine_of(self, state: Any) -> Engine:
+        """The engine that was kept, if it is of ``state`` and no other thread was quicker."""
+        try:
+            kept, engine = self._kept.pop()
+        except IndexError:
+            return self.engine()
+        if kept == state:
+            return engine
+        del engine  # its memory is free before more is taken
+        return self.engine()
 
     def engine(self, options: EngineOptions | None = None) -> Engine:
         """A new engine for the model, e.g. to serve requests as they come.

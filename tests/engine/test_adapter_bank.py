@@ -329,3 +329,31 @@ def test_the_engine_answers_each_request_with_its_adapter(folders, tokenizer):
         assert written[len(request.prompt) :] == alone[request.id]
     with pytest.raises(RequestError, match="'five'"):
         one.add(Request("x", (1, 2), params, adapter="five"))
+
+
+def test_nothing_is_left_of_an_adapter_whose_name_another_gets(folders, tokenizer):
+    engine = Engine(make_model(), tokenizer)
+    prompt, params = tuple(range(3, 43)), SamplingParams(max_tokens=4, ignore_eos=True, logprobs=0)
+
+    def answer(name):
+        engine.add(Request("r", prompt, params, adapter=name))
+        found = []
+        while engine.busy:
+            found += [(told.token, told.logprob) for d in engine.step() for told in d.logprobs]
+        return found
+
+    engine.adapters.load("one", folders["하나"])
+    engine.adapters.load("other", folders["four"])
+    first, expected = answer("one"), answer("other")
+    engine.add(Request("r", prompt, params, adapter="one"))
+    with pytest.raises(ConfigError, match="still has the adapter 'one'"):
+        engine.adapters.unload("one")
+    engine.abort("r")
+    engine.adapters.unload("one")
+    engine.adapters.unload("other")
+    engine.adapters.load("one", folders["four"])
+    found = answer("one")
+    assert [token for token, _ in found] == [token for token, _ in expected]
+    logs = [torch.tensor([log for _, log in each]) for each in (first, expected, found)]
+    torch.testing.assert_close(logs[2], logs[1])
+    assert not torch.allclose(logs[2], logs[0])

@@ -97,6 +97,18 @@ def test_forgetting_keeps_what_is_held():
     assert sorted(pool.allocate(4)) == [1, 2, 3, 4]
 
 
+def test_what_was_begun_before_forgetting_is_not_found_by_what_begins_after():
+    pool = BlockPool(8, 2)
+    tokens, early, late = [1, 2, 3, 4], list[bytes](), list[bytes]()
+    first, second = pool.allocate(2)
+    pool.remember(first, pool.hashes(tokens, early)[0])
+    pool.forget_all()
+    pool.remember(second, early[1])  # who holds them goes on with what it has
+    (again,) = pool.allocate(1)
+    pool.remember(again, pool.hashes(tokens, late)[0])
+    assert pool.find(late, 2) == [again]
+
+
 def test_a_pool_of_states_has_one_block_for_any_length():
     pool = BlockPool(2, 0)
     assert pool.blocks_for(0) == 0

@@ -1,6 +1,6 @@
 """LoRA adapters by request: one base model in memory, and any number of updates beside it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,12 +28,19 @@ class AdapterBank:
             exactness, and where nothing was loaded yet.
     """
 
-    def __init__(self, model: Model, exact: bool = False) -> None:
+    def __init__(
+        self,
+        model: Model,
+        exact: bool = False,
+        leaves: Callable[[str], None] = lambda name: None,
+    ) -> None:
         """No adapter.
 
         Args:
             exact: a row's result does not depend on which adapters the other rows have.
+            leaves: told before an adapter is unloaded; it may refuse by raising.
         """
+        self._leaves = leaves
         self._model, self._exact = model, exact
         self._updates: dict[str, dict[str, LowRank]] = {}
         self._numbers: dict[str, int] = {}
@@ -86,9 +93,10 @@ class AdapterBank:
         """Forget an adapter.
 
         Raises:
-            ConfigError: there is no such adapter.
+            ConfigError: there is no such adapter, or a request that is not done has it.
         """
         self._number(name)
+        self._leaves(name)
         del self._updates[name], self._numbers[name]
         self._build()
 

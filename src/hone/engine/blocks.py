@@ -12,8 +12,6 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
-_ROOT = b""
-
 
 class BlockPool:
     """Blocks 1 to ``count``; block 0 is nobody's, and fills up tables.
@@ -34,6 +32,7 @@ class BlockPool:
         self._remembering: OrderedDict[int, None] = OrderedDict()  # held by nobody; oldest first
         self._block_of: dict[bytes, int] = {}
         self._hash_of: dict[int, bytes] = {}
+        self._forgotten = 0  # times; what was begun before is found by none that begins after
 
     @property
     def free(self) -> int:
@@ -90,7 +89,7 @@ class BlockPool:
         if not self.sharing:
             return known
         for number in range(len(known), len(tokens) // self.size):
-            before = known[-1] if known else _ROOT + salt
+            before = known[-1] if known else self._forgotten.to_bytes(8) + salt
             own = array("q", tokens[number * self.size : (number + 1) * self.size]).tobytes()
             known.append(hashlib.blake2b(before + own, digest_size=16).digest())
         return known
@@ -118,6 +117,7 @@ class BlockPool:
         """Nothing is remembered any more, e.g. because the model's weights changed."""
         for block in self._remembering:
             heapq.heappush(self._empty, block)
+        self._forgotten += 1
         self._remembering.clear()
         self._block_of.clear()
         self._hash_of.clear()

@@ -107,7 +107,7 @@ class Engine:
 
         if self._runner.bank is None:
             exact = bool(self._runner.row_counts)
-            self._runner.bank = AdapterBank(self._model, exact)
+            self._runner.bank = AdapterBank(self._model, exact, self._leave)
         return self._runner.bank
 
     @property
@@ -216,6 +216,13 @@ class Engine:
 
             self.observer(StepRecord(start, self._clock(), rows))
         return deltas
+
+    def _leave(self, adapter: str) -> None:
+        """An adapter is to be unloaded; another one may get its name."""
+        every = (sequence for request in self._requests.values() for sequence in request)
+        if any(sequence.adapter == adapter for sequence in every):
+            raise ConfigError(f"A request still has the adapter {adapter!r}; let it end first.")
+        self.forget_prefixes()
 
     def _open(self, sequence: Sequence) -> None:
         """What is kept of a sequence beside the scheduler."""

@@ -8,6 +8,8 @@ import pytest
 from scripted import ANSWER, make_app, refusal, scripted, serving, until
 from starlette.testclient import TestClient
 
+from hone.text.conversation import Conversations
+
 ASK = [{"role": "user", "content": "서울 날씨 어때?"}]
 
 
@@ -449,3 +451,33 @@ def test_templates_are_given_their_variables():
         assert client.tokenizer.decode(client.requests[0].prompt) == "높음/low/서울 날씨 어때?"
         body["chat_template_kwargs"] = {"messages": []}
         assert http.post("/v1/chat/completions", json=body).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"messages": [{"role": "user", "content": ""}] * 10_001}, 400),
+        ({"messages": ASK, "unknown": [[]] * 200_001}, 413),
+        ({"messages": ASK, "logit_bias": {str(number): 1 for number in range(200_001)}}, 413),
+        ({"messages": [{"role": "user", "content": "[" * 200_001}]}, 413),
+    ],
+)
+def test_what_would_keep_all_others_waiting_is_not_read(api, engine, body, status):
+    with pytest.raises(openai.APIStatusError) as caught:
+        api.chat.completions.create(model="tiny", messages=[], extra_body=body)
+    assert caught.value.status_code == status
+    assert engine.requests == []
+
+
+def test_a_long_conversation_is_written_beside_the_event_loop(engine):
+    """As the same messages are written at once: the way is another, not what comes out."""
+    for count in (64, 65, 400):
+        messages = [
+            {"role": ("user", "assistant")[number % 2], "content": f"{number}"}
+            for number in range(count + 1 - count % 2)
+        ]
+        expected = Conversations(engine.tokenizer).prompt_ids(messages)
+        with TestClient(make_app(engine)) as direct:
+            assert (
+                direct.post("/tokenize", json={"messages": messages}).json()["tokens"] == expected
+            )

@@ -27,6 +27,9 @@ _Token = Annotated[int, Field(ge=0, lt=2**31)]
 _Stop = Annotated[str, Field(min_length=1, max_length=1024)]
 _Count = Annotated[int, Field(ge=1, lt=2**31)]
 _MOST_PROMPTS = 2048  # OpenAI's bound of the inputs of one call
+# A body is read in one go, and meanwhile nobody else is answered: what takes time in it is bounded.
+_MOST_MESSAGES = 10_000
+_MOST_PARTS = 200_000
 
 
 def _kind(prompts: Any) -> str:
@@ -86,8 +89,13 @@ def read_body(kind: type[BodyT], body: bytes) -> BodyT:
     """``body`` as a ``kind``.
 
     Raises:
-        ApiError: 400, it is not JSON, or a field is missing, wrong or not supported.
+        ApiError: 400, it is not JSON, or a field is missing, wrong or not supported; 413, it has
+            too many parts.
     """
+    # Texts have such signs too, but one of so many is longer than what any model reads.
+    if sum(map(body.count, (b"[", b"{", b":"))) > _MOST_PARTS:
+        message = f"The body has over {_MOST_PARTS:,} lists, objects and fields; send fewer."
+        raise ApiError(413, message, None, "too_many_parts")
     try:
         made = kind.model_validate_json(body)
     except ValidationError as error:
@@ -213,10 +221,13 @@ class Message(_Part):
     tool_call_id: str | None = None
 
 
+Messages = Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=_MOST_MESSAGES)]
+
+
 class ChatRequest(Sampled):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1)]
+    messages: Messages
     max_completion_tokens: _Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
@@ -279,7 +290,7 @@ class TokenizeRequest(Body):
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1)] | None = None
+    messages: Messages | None = None
     tools: Annotated[list[Tool], Field(fail_fast=True)] | None = None
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None

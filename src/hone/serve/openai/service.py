@@ -24,6 +24,8 @@ from hone.text.tokenizer import Tokenizer
 
 # Shorter texts are encoded at once; longer ones in a thread, where they delay nobody.
 _LONG_TEXT = 20_000
+# The same of messages; tools may be of any size.
+_MANY_MESSAGES = 64
 _DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
@@ -202,11 +204,16 @@ class Service:
             ApiError: 400, a message cannot be read; its place is the error's ``param``.
             RequestError: the template refuses it.
         """
-        made = [_canonical(number, message) for number, message in enumerate(messages)]
         for name in variables:
             if name in ("messages", "tools", "add_generation_prompt", "documents"):
                 raise RequestError(f"chat_template_kwargs must not hold {name!r}.")
-        text = self.conversations.prompt(made, tools, **variables)
+
+        def write() -> str:
+            made = [_canonical(number, message) for number, message in enumerate(messages)]
+            return self.conversations.prompt(made, tools, **variables)
+
+        large = tools or len(messages) > _MANY_MESSAGES
+        text = await asyncio.to_thread(write) if large else write()
         ids = await self.encode(text, special=False)
         if not ids:
             raise RequestError("The chat template made no prompt of these messages.")

@@ -53,7 +53,10 @@ def finetune(
     ] = None,
     columns: Annotated[
         list[str] | None,
-        typer.Option("--column", help="A column under another name: prompt=question. Repeatable."),
+        typer.Option(
+            "--column",
+            help="A column by its name: prompt=question. Repeatable; others are then not read.",
+        ),
     ] = None,
     assignments: Annotated[
         list[str] | None,

@@ -24,7 +24,10 @@ def medusa(
     ] = None,
     columns: Annotated[
         list[str] | None,
-        typer.Option("--column", help="A column under another name: prompt=question. Repeatable."),
+        typer.Option(
+            "--column",
+            help="A column by its name: prompt=question. Repeatable; others are then not read.",
+        ),
     ] = None,
     assignments: Annotated[
         list[str] | None,

@@ -103,7 +103,7 @@ def from_validation(error: ValidationError, data: Any) -> ApiError:
     found = max(error.errors(include_url=False), key=lambda item: len(_path(item["loc"], data)))
     path = _path(found["loc"], data)
     param = path_text(path)
-    reason = found["msg"].removeprefix("Value error, ").rstrip(".")
+    reason = found["msg"].removeprefix("Value error, ").removeprefix("Invalid JSON: ").rstrip(".")
     if found["type"] == "missing":
         param = path_text([*path, str(found["loc"][-1])])
         return ApiError(400, f"{param} is missing.", param, "missing_required_parameter")

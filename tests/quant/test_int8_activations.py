@@ -151,15 +151,20 @@ def test_auto_takes_it_only_where_it_is_faster(quantized, monkeypatch, seconds):
     assert {layer.product for layer in layers(model)} == {wanted}
 
 
-def test_auto_needs_all_numbers_of_rows(quantized, monkeypatch):
+@pytest.mark.parametrize(("prompt", "step", "used"), [(2.0, 1.1, True), (2.0, 1.8, False)])
+def test_auto_weighs_prompts_and_steps(quantized, monkeypatch, prompt, step, used):
+    """Prompts are read faster by ``prompt``, and steps take ``step`` times as long."""
     model = load_model(quantized, "float32")
 
     def timed(work):
-        slow = work.func is int8_activations_linear and len(work.args[0]) == 8
-        return 2.0 if slow else 0.1 if work.func is int8_activations_linear else 1.0
+        rows = len(work.args[0])
+        plain = 10.0 if rows > 8 else 0.4
+        if work.func is not int8_activations_linear:
+            return plain
+        return plain / prompt if rows > 8 else plain * step
 
     monkeypatch.setattr(int8_activations, "_seconds", timed)
-    assert not use_int8_activations(model, "auto")
+    assert use_int8_activations(model, "auto") is used
 
 
 @pytest.mark.parametrize("checkpoint", [False], ids=["untied"], indirect=True)

@@ -26,9 +26,10 @@ Int8Activations = bool | Literal["auto"]
 MOST_INPUTS = (2**31 - 1) // (127 * 127)
 # What the product on a GPU takes: rows at least, and multiples of the other sizes.
 _GPU_ROWS, _GPU_MULTIPLE = 17, 8
-# A prompt, and steps of few and of many outputs: all must be faster (the least of so many turns).
-_SAMPLE_ROWS, _TURNS = (1, 8, 32, 128), 3
-_LEAST_GAIN = 0.05
+# How often products of so many rows come in what is measured: a prompt of 128 tokens is read, and 32
+# tokens are written, one half of them alone and one half in the company of seven others.
+_REQUEST = {128: 1, 1: 16, 8: 2}
+_TURNS, _LEAST_GAIN = 3, 0.05
 
 
 def quantize_tokens(x_MK: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,8 +68,8 @@ def use_int8_activations(model: Model, choice: Int8Activations) -> bool:
     """Let the int8 layers of ``model`` round their activations too, all or none of them.
 
     Args:
-        choice: "auto" for where that is faster here, from one row to many, as a measurement on the
-            model's own shapes says.
+        choice: "auto" for where that is faster here, as a measurement on the model's own shapes
+            says: what reading a prompt and writing an answer takes together.
 
     Returns:
         Whether they do.
@@ -116,21 +117,19 @@ def _product(codes_MK: Tensor, weight_NK: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def _faster(layers: list[Int8Linear], dtype: torch.dtype) -> bool:
-    """Whether all layers together are, at every sampled number of rows."""
+    """Whether all layers together are, over a whole request."""
     shapes: dict[tuple[int, int], list[Int8Linear]] = {}
     for layer in layers:
         shapes.setdefault((layer.in_features, layer.out_features), []).append(layer)
-    for rows in _SAMPLE_ROWS:
-        plain = rounded = 0.0
+    plain = rounded = 0.0
+    for rows, times in _REQUEST.items():
         for alike in shapes.values():
-            layer = alike[0]
+            layer, count = alike[0], times * len(alike)
             x_MK = torch.ones(rows, layer.in_features, dtype=dtype, device=layer.weight.device)
             weights = layer.weight, layer.weight_scale, layer.bias
-            plain += len(alike) * _seconds(partial(layer, x_MK))
-            rounded += len(alike) * _seconds(partial(int8_activations_linear, x_MK, *weights))
-        if rounded > plain * (1 - _LEAST_GAIN):
-            return False
-    return True
+            plain += count * _seconds(partial(layer, x_MK))
+            rounded += count * _seconds(partial(int8_activations_linear, x_MK, *weights))
+    return rounded < plain * (1 - _LEAST_GAIN)
 
 
 def _seconds(work: Callable[[], Tensor]) -> float:

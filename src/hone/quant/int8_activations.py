@@ -26,8 +26,8 @@ Int8Activations = bool | Literal["auto"]
 MOST_INPUTS = (2**31 - 1) // (127 * 127)
 # What the product on a GPU takes: rows at least, and multiples of the other sizes.
 _GPU_ROWS, _GPU_MULTIPLE = 17, 8
-# How often products of so many rows come in what is measured: a prompt of 128 tokens is read, and 32
-# tokens are written, one half of them alone and one half in the company of seven others.
+# How often products of so many rows come in what is measured: a prompt of 128 tokens is read, and
+# 32 tokens are written, one half of them alone and one half in the company of seven others.
 _REQUEST = {128: 1, 1: 16, 8: 2}
 _TURNS, _LEAST_GAIN = 3, 0.05
 

@@ -14,6 +14,7 @@ from hone.core.errors import RequestError
 from hone.engine.request import Delta, EngineStats, TokenLogprobs
 from hone.serve.app import AppSettings, create_app
 from hone.serve.client import EngineGone
+from hone.serve.connections import Connection
 from hone.serve.info import ModelInfo
 from hone.text.conversation import Conversations
 
@@ -146,7 +147,9 @@ def serving(app):
     """The address of a server of ``app`` in a thread."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", ws="none")
+    config = uvicorn.Config(
+        app, http=Connection, log_config=None, access_log=False, lifespan="off", ws="none"
+    )
     server = uvicorn.Server(config)
     server.install_signal_handlers = lambda: None
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -9,6 +9,7 @@ import httpx
 import pytest
 from scripted import make_app, scripted, serving, until
 
+from hone.serve import connections
 from hone.serve.app import AppSettings
 from hone.serve.limits import Bounds
 from hone.serve.openai import http
@@ -171,16 +172,71 @@ def test_a_length_that_is_too_large_is_refused_before_the_body(server, engine, c
 )
 def test_what_is_no_http_is_answered_or_closed(server, engine, connect, garbage):
     connection = connect()
-    connection.sendall(garbage)
-    connection.shutdown(socket.SHUT_WR)
     answer = b""
     try:
+        connection.sendall(garbage)
+        connection.shutdown(socket.SHUT_WR)
         while part := connection.recv(65536):
             answer += part
     except OSError:
         pass
     assert not answer or answer.split(b" ")[1] in (b"400", b"404", b"200", b"413", b"431")
     assert alive(server)
+
+
+def test_a_head_that_does_not_come_is_not_waited_for(server, engine, connect, monkeypatch):
+    monkeypatch.setattr(connections, "_HEAD_SECONDS", 0.3)
+    silent, slow, late, patient = (connect() for _ in range(4))
+    body, headers = asking(stream=False)
+    engine.answer = "짧아요"
+    late.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert late.recv(65536).startswith(b"HTTP/1.1 200 ")
+    late.sendall(headers[:10])  # the head of its second request
+    # Who is answered has time: the bound is one of heads.
+    engine.delay = 0.2
+    patient.sendall(headers + body)
+    started = time.monotonic()
+    for byte in headers[:-10]:
+        try:
+            slow.sendall(bytes([byte]))
+        except OSError:
+            break
+        time.sleep(0.02)
+    else:
+        assert slow.recv(1) == b""
+    assert time.monotonic() - started < 3
+    for connection in (silent, late):
+        assert connection.recv(1) == b""
+    assert patient.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_head_without_end_is_not_kept(server, engine, connect):
+    connection = connect()
+    connection.sendall(b"GET /health HTTP/1.1\r\n")
+    answer = b""
+    try:
+        for number in range(1000):
+            connection.sendall(b"X-%d: " % number + b"a" * 1000 + b"\r\n")
+        answer = connection.recv(65536)
+    except OSError:
+        pass
+    else:
+        assert answer[:12] in (b"HTTP/1.1 431", b"HTTP/1.1 400", b"")
+    assert number < 1000
+    assert alive(server)
+
+
+def test_the_next_head_has_its_own_room_whatever_the_last_body_took(server, engine, connect):
+    connection = connect()
+    large = b'{"prompt": "' + b" " * 9_000 + b'"}'
+    head = b"POST /tokenize HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(large)
+    for _ in range(30):  # together more than one head may have
+        connection.sendall(head + large[:5000])
+        time.sleep(0.002)
+        connection.sendall(large[5000:] + head[:30])
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        connection.sendall(head[30:] + large)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
 def test_requests_behind_one_another_on_a_connection_are_answered_in_order(server, engine, connect):

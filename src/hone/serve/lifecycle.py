@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import logging
+import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -13,10 +14,13 @@ import uvicorn
 
 from hone.core.errors import ConfigError, HoneError
 from hone.serve.client import EngineClient
+from hone.serve.connections import Connection
 from hone.serve.info import ModelInfo
 
 _log = logging.getLogger("hone.serve")
 _BACKLOG = 2048
+_OPEN_FILES = 65536
+_FRAMING = 8  # a body in chunks of a byte takes so many times its size
 _LAST_BYTES = 5  # seconds for answers that are complete to reach their readers
 # Whoever signals a process and then its group, as `timeout` does, means one signal.
 _SAME_SIGNAL = 0.3
@@ -72,6 +76,7 @@ async def serve(
     listener: socket.socket,
     drain: float,
     ready: Callable[[ModelInfo], None],
+    body_bytes: int = 8 * 1024 * 1024,
 ) -> None:
     """Answer requests until a signal comes: the first drains, the second ends at once.
 
@@ -81,13 +86,20 @@ async def serve(
         listener: from :func:`listen`; it is closed in the end.
         drain: seconds for requests that run when the first signal comes.
         ready: called once, when requests are taken.
+        body_bytes: the most of one body.
 
     Raises:
         HoneError: the model cannot be loaded, or the engine dies again and again.
     """
+    _raise_open_files()
+
+    class Bounded(Connection):
+        most = _FRAMING * body_bytes
+
     server = _Server(
         uvicorn.Config(
             app,
+            http=Bounded,
             loop="asyncio",
             lifespan="off",
             ws="none",
@@ -111,6 +123,14 @@ async def serve(
         await client.stop()
     if error:
         raise HoneError(error)
+
+
+def _raise_open_files() -> None:
+    """Every connection is a file, and what a process is given at first is often 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _watch(

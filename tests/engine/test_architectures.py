@@ -61,17 +61,18 @@ def test_tokens_do_not_depend_on_the_company(choice, tokenizer, prompts, tmp_pat
     model = CausalLM(config)
     model.initialise(seed=3)
     save_checkpoint(tmp_path / "m", model, tokenizer)
-    lm = hone.load(tmp_path / "m")
-    params = hone.SamplingParams(max_tokens=12, ignore_eos=True)
-    together = [result.token_ids for result in lm.generate(prompts[:9], params)]
-    alone = [lm.generate(prompt, params)[0].token_ids for prompt in prompts[:9]]
+    # What is computed together is not remembered for those that come alone.
+    lm = hone.load(tmp_path / "m", options=hone.EngineOptions(prefix_sharing=False))
+    params = hone.SamplingParams(max_tokens=10, ignore_eos=True)
+    together = [result.token_ids for result in lm.generate(prompts[:7], params)]
+    alone = [lm.generate(prompt, params)[0].token_ids for prompt in prompts[:7]]
     assert together == alone
     # The cache changes nothing: every token is the best one after those before it.
     for prompt, ids in zip(prompts[:4], together, strict=False):
         whole = torch.tensor([tokenizer.encode(prompt, add_special_tokens=True) + ids])
         with torch.no_grad():
             best = lm.model(whole).logits[0].argmax(-1)
-        assert best[-13:-1].tolist() == ids
+        assert best[-11:-1].tolist() == ids
     if lm.row_counts() is None:  # no promise of equal bits on this processor
         assert no_product_is_exact()
         return

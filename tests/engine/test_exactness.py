@@ -176,7 +176,7 @@ _requests = st.lists(
 
 
 @pytest.mark.parametrize("name", MODELS)
-@settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.too_slow])
 @given(
     requests=_requests,
     blocks=st.integers(6, 14),

@@ -2,6 +2,7 @@
 
 from itertools import count
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -77,14 +78,21 @@ def test_a_known_beginning_is_not_computed_again():
     assert (s.pool.queries, s.pool.hits) == (22, 8)
 
 
-def test_another_adapter_is_another_beginning():
-    s = scheduler()
+@pytest.mark.parametrize(
+    ("field", "value", "cached"),
+    [("adapter", "korean", 0), ("source", (1, 2), 0), ("floor", 9, 8), ("floor", 12, 0)],
+)
+def test_what_else_a_beginning_depends_on_makes_it_another(field, value, cached):
+    s = scheduler(long_from=12)
     s.add(sequence(11))
     advance(s, s.schedule(0.0))
     other = sequence(11, arrived=1)
-    other.request = Request("other", (0,), adapter="korean")
+    if field == "adapter":
+        other.request = Request("other", (0,), adapter=value)
+    else:
+        setattr(other, field, value)
     s.add(other)
-    assert shares(s.schedule(0.0))[-1] == (other.key, 11)
+    assert shares(s.schedule(0.0))[-1] == (other.key, 11 - cached)
 
 
 def test_when_blocks_run_out_the_last_to_arrive_gives_way_and_comes_back():

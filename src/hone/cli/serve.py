@@ -253,7 +253,7 @@ def serve(
     def ready(info: "ModelInfo") -> None:
         typer.echo(f"Serving {_described(info)} at {lifecycle.url(listener)}")
 
-    asyncio.run(lifecycle.serve(app, client, listener, drain, ready))
+    asyncio.run(lifecycle.serve(app, client, listener, drain, ready, bounds.body_bytes))
 
 
 def _name(model: str) -> str:

@@ -62,6 +62,16 @@ def test_a_batch_may_fill_over_several_steps():
     assert admitted(policy, 0.0, 1, Line(4)) == 2
 
 
+def test_places_that_a_batch_did_not_fill_are_no_part_of_the_next():
+    policy = make_policy("dynamic", 3, 0.5)
+    assert policy.admits(0.6, 0, Line(2))
+    policy.admitted()  # the other one is taken back, and the first ends
+    line = Line(1, since=1.0)
+    assert policy.delay(1.1, 0, line) == pytest.approx(0.4)
+    assert admitted(policy, 1.1, 0, line) == 0
+    assert admitted(policy, 1.5, 0, line) == 1
+
+
 def test_an_unknown_policy_is_refused_with_the_nearest():
     with pytest.raises(ConfigError, match="continuous"):
         make_policy("continous", 1, 0.0)

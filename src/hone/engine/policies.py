@@ -53,8 +53,8 @@ class Batches:
 
     def admits(self, now: float, running: int, waiting: WaitingLine) -> bool:
         """While the batch is being filled."""
-        if not running and not self._left and self._ready(now, waiting):
-            self._left = self._most
+        if not running:
+            self._left = self._most if self._ready(now, waiting) else 0
         self._left = min(self._left, len(waiting))
         return self._left > 0
 
@@ -64,7 +64,7 @@ class Batches:
 
     def delay(self, now: float, running: int, waiting: WaitingLine) -> float:
         """Until the batch has waited long enough."""
-        if running or self._left or not waiting or self._ready(now, waiting):
+        if running or not waiting or self._ready(now, waiting):
             return 0.0
         return waiting.oldest() + self._wait_s - now
 

@@ -1,7 +1,5 @@
 """Generation against transformers, and against itself in other batches."""
 
-import random
-
 import pytest
 import torch
 

@@ -36,6 +36,7 @@ class ScriptedClient:
     together: int = 1
     dies_after: int | None = None
     stuck: str = ""
+    vector: object = None
     info: ModelInfo | None = None
     state: str = "ready"
     error: str = ""
@@ -73,7 +74,8 @@ class ScriptedClient:
                 raise self.answer
             if request.embed:
                 whole = True
-                yield Delta(request.id, embedding=[3.0, 4.0, float(len(request.prompt))])
+                vector = [3.0, 4.0, float(len(request.prompt))]
+                yield Delta(request.id, embedding=self.vector(request) if self.vector else vector)
                 return
             plans = [self._plan(request, index) for index in range(request.params.n)]
             sent = 0

@@ -3,6 +3,7 @@
 import base64
 import math
 import struct
+import threading
 
 import openai
 import pytest
@@ -300,3 +301,46 @@ def test_an_output_that_cannot_go_on_is_an_error(direct, engine, extra, status):
         assert len(events) > 3  # what came before was sent
     finally:
         engine.stuck = ""
+
+
+def test_what_takes_long_is_done_beside_the_event_loop(direct, engine, monkeypatch):
+    from hone.serve.openai import logprobs
+    from hone.text.tokenizer import Tokenizer
+
+    seen = []
+
+    def watched(name, before):
+        def call(*arguments, **options):
+            seen.append((name, threading.current_thread().name.startswith("asyncio_")))
+            return before(*arguments, **options)
+
+        return call
+
+    for name in ("encode", "encode_batch"):
+        monkeypatch.setattr(Tokenizer, name, watched(name, getattr(Tokenizer, name)))
+    monkeypatch.setattr(logprobs, "token_bytes", watched("bytes", logprobs.token_bytes))
+    texts = ["서울", "부산에 사는 고객"] * 2_000
+    answer = direct.post("/v1/embeddings", json={"input": texts[:40]}).json()
+    assert seen == [("encode", False)] * 40
+    seen.clear()
+    many = direct.post("/v1/embeddings", json={"input": texts[:2000]}).json()
+    assert seen == [("encode_batch", True)]
+    assert many["data"][0]["embedding"] == answer["data"][0]["embedding"]
+    seen.clear()
+    direct.post("/v1/completions", json={"prompt": "가", "logprobs": 1})
+    assert ("bytes", True) in seen
+
+
+@pytest.mark.parametrize("form", ["float", "base64"])
+def test_an_embedding_that_is_no_number_is_an_error_and_zeros_are_zeros(direct, engine, form):
+    vectors = iter([[0.0, 0.0], [math.nan, 1.0]])
+    engine.answer = ANSWER
+    engine.vector = lambda request: next(vectors)
+    try:
+        body = {"input": "가", "encoding_format": form}
+        (data,) = direct.post("/v1/embeddings", json=body).json()["data"]
+        assert data["embedding"] == ([0.0, 0.0] if form == "float" else "AAAAAAAAAAA=")
+        answer = direct.post("/v1/embeddings", json=body)
+        assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
+    finally:
+        engine.vector = None

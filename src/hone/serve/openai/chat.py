@@ -41,7 +41,7 @@ async def chat(service: Service, call: Call, body: ChatRequest) -> None:
     answer = _Answer(service, f"chatcmpl-{uuid.uuid4().hex}", body, adapter or info.name, writer)
     request = Request(answer.id, tuple(prompt), params, body.priority or 0, call.owner, adapter)
     with service.limiter.admit(call.owner, len(prompt)) as held:
-        await service.check_grammar(grammar)
+        await service.prepare(params)
         generation = Generation(service, [request], held, calling)
         if body.stream:
             await answer.stream(call, generation)

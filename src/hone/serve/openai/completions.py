@@ -49,7 +49,7 @@ async def completions(service: Service, call: Call, body: CompletionRequest) -> 
     answer = _Answer(service, identity, body, adapter or info.name, _echoes(service, body, prompts))
     total = sum(map(len, prompts))
     with service.limiter.admit(call.owner, total, len(requests)) as held:
-        await service.check_grammar(grammar)
+        await service.prepare(params)
         generation = Generation(service, requests, held, None)
         if body.stream:
             await answer.stream(call, generation)

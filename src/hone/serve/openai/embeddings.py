@@ -2,13 +2,13 @@
 
 import asyncio
 import base64
-import math
 import uuid
 from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hone.engine.request import Request
 from hone.serve.openai.errors import ApiError
@@ -65,11 +65,14 @@ async def embeddings(service: Service, call: Call, body: EmbeddingRequest) -> No
             f"dimensions is {body.dimensions}; this model's embeddings have {len(vectors[0])}, and "
             "a part of one means nothing.",
         )
-    if not np.isfinite(vectors).all():
+    matrix = np.asarray(vectors, np.float32)
+    lengths = np.linalg.norm(matrix, axis=1, keepdims=True)
+    if not np.isfinite(lengths).all():
         raise ApiError(500, "The model's embedding is not a number; its weights are damaged.")
+    units = matrix / np.where(lengths == 0, 1, lengths)
     data = [
-        {"object": "embedding", "index": number, "embedding": _written(vector, body)}
-        for number, vector in enumerate(vectors)
+        {"object": "embedding", "index": number, "embedding": _written(unit, body)}
+        for number, unit in enumerate(units)
     ]
     await call.json(
         {
@@ -81,9 +84,7 @@ async def embeddings(service: Service, call: Call, body: EmbeddingRequest) -> No
     )
 
 
-def _written(vector: Sequence[float], body: EmbeddingRequest) -> Any:
-    length = math.sqrt(sum(value * value for value in vector)) or 1.0
-    unit = np.asarray(vector, np.float32) / np.float32(length)
+def _written(unit: NDArray[np.float32], body: EmbeddingRequest) -> Any:
     if body.encoding_format == "base64":
         return base64.b64encode(unit.astype("<f4").tobytes()).decode()
     return unit.tolist()

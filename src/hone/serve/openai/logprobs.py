@@ -18,10 +18,15 @@ class TokenTexts:
         self._tokenizer = tokenizer
         self._bytes: list[bytes] | None = None
 
-    def bytes(self, token: int) -> bytes:
-        """What ``token`` adds to a text; a special token's spelling."""
+    def read(self) -> None:
+        """Read the vocabulary, which takes up to a second; any thread may."""
         if self._bytes is None:
             self._bytes = token_bytes(self._tokenizer)
+
+    def bytes(self, token: int) -> bytes:
+        """What ``token`` adds to a text; a special token's spelling."""
+        self.read()
+        assert self._bytes is not None
         found = self._bytes[token] if token < len(self._bytes) else b""
         return found or (self._tokenizer.id_to_token(token) or "").encode()
 

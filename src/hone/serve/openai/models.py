@@ -49,8 +49,10 @@ async def tokenize(service: Service, call: Call, body: TokenizeRequest) -> None:
     else:
         ids = await service.encode(body.prompt or "", body.add_special_tokens is not False)
     made: dict[str, Any] = {"count": len(ids), "max_model_len": info.context, "tokens": ids}
-    spelled = [service.tokenizer.id_to_token(index) for index in ids]
-    await call.json(made | {"token_strs": spelled if body.return_token_strs else None})
+    spelled = None
+    if body.return_token_strs:
+        spelled = [service.tokenizer.id_to_token(index) for index in ids]
+    await call.json(made | {"token_strs": spelled})
 
 
 async def detokenize(service: Service, call: Call, body: DetokenizeRequest) -> None:

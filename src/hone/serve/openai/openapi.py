@@ -21,6 +21,7 @@ _ERRORS = {
     408: "The body or the answer took too long.",
     413: "The body is too large.",
     429: "Too many requests; Retry-After says when to try again.",
+    500: "The model cannot go on: its weights are damaged, or the server has a bug.",
     503: "The model is being loaded, or the server is stopping.",
 }
 _ERROR = {

@@ -23,7 +23,7 @@ from hone.text.messages import canonical_messages
 from hone.text.tokenizer import Tokenizer
 
 # Shorter texts are encoded at once; longer ones in a thread, where they delay nobody.
-_LONG_TEXT = 20_000
+_LONG_TEXT = 4_000
 # The same of messages; tools may be of any size.
 _MANY_MESSAGES = 64
 _DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
@@ -105,7 +105,7 @@ class Service:
         self.bounds, self.limiter = settings.bounds, Limiter(settings.bounds)
         self.metrics = Metrics(client.stats, lambda: client.info.name if client.info else "")
         self.texts = TokenTexts(tokenizer)
-        self.check_grammar = GrammarCheck()
+        self._check_grammar = GrammarCheck()
 
     @cached_property
     def calls(self) -> CallWriter | None:
@@ -157,10 +157,13 @@ class Service:
 
     async def encode(self, text: str, special: bool = True) -> list[int]:
         """The ids of a text."""
-        if len(text) < _LONG_TEXT:
-            return self.tokenizer.encode(text, add_special_tokens=special)
-        found = await asyncio.to_thread(self.tokenizer.encode_batch, [text], special)
-        return found[0]
+        return (await self.encode_all([text], special))[0]
+
+    async def encode_all(self, texts: list[str], special: bool = True) -> list[list[int]]:
+        """The ids of each text."""
+        if sum(map(len, texts)) < _LONG_TEXT:
+            return [self.tokenizer.encode(text, add_special_tokens=special) for text in texts]
+        return await asyncio.to_thread(self.tokenizer.encode_batch, texts, special)
 
     async def prompts(self, given: Any, param: str, info: ModelInfo, special: bool) -> list[Any]:
         """The ids of each prompt of ``prompt`` or ``input``: texts or ids, one or several.
@@ -169,17 +172,29 @@ class Service:
             ApiError: 400, one is empty or has ids that the model does not know.
         """
         single = isinstance(given, str) or isinstance(given[0], int)
-        found = []
-        for number, prompt in enumerate([given] if single else given):
+        found = [given] if single else list(given)
+        texts = isinstance(found[0], str)
+        if texts:
+            found = await self.encode_all(found, special)
+        for number, ids in enumerate(found):
             where = param if single else f"{param}[{number}]"
-            ids = await self.encode(prompt, special) if isinstance(prompt, str) else list(prompt)
-            if not ids and self.tokenizer.bos_id is not None and isinstance(prompt, str):
-                ids = [self.tokenizer.bos_id]
+            if not ids and self.tokenizer.bos_id is not None and texts:
+                found[number] = ids = [self.tokenizer.bos_id]
             if not ids:
                 raise ApiError(400, f"{where} is empty; write something.", where, "invalid_value")
             self.check_ids(ids, where, info)
-            found.append(ids)
         return found
+
+    async def prepare(self, params: SamplingParams) -> None:
+        """Do what takes long before a request is sent: check its grammar, read the vocabulary.
+
+        Raises:
+            RequestError: the grammar cannot be used.
+            ApiError: 429, too many others wait to be checked.
+        """
+        if params.logprobs is not None:
+            await asyncio.to_thread(self.texts.read)
+        await self._check_grammar(params.grammar)
 
     def check_ids(self, ids: Sequence[int], param: str, info: ModelInfo) -> None:
         """Raises :class:`ApiError` 400 for ids that the model does not know."""

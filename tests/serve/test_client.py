@@ -8,6 +8,7 @@ from echo_engine import BLOCKS, EMBED, REFUSE
 from engine_processes import QUICK, collect, echo_settings, request, running, until
 
 from hone.core.errors import RequestError
+from hone.serve import wire
 from hone.serve.client import EngineClient, EngineGone
 
 
@@ -172,5 +173,25 @@ def test_requests_wait_for_nothing_while_the_model_is_loaded():
         with pytest.raises(EngineGone, match="stopping"):
             await client.ready()
         assert client.process is None
+
+    asyncio.run(main())
+
+
+def test_a_message_that_nobody_foresaw_is_one_more_death(monkeypatch):
+    async def main():
+        async with running() as client:
+            before, read = client.process, wire.read
+
+            async def nonsense(reader):
+                await read(reader)
+                raise ValueError
+
+            monkeypatch.setattr(wire, "read", nonsense)
+            with pytest.raises(EngineGone):
+                await collect(client, request("a"))
+            monkeypatch.setattr(wire, "read", read)
+            await client.ready()
+            assert client.process != before
+            assert await collect(client, request("b", (7,), 1)) == {0: [7]}
 
     asyncio.run(main())

@@ -222,7 +222,10 @@ class EngineClient:
         deaths, patience = 0, self._patience
         while True:
             self._settled_from = None
-            reason, hopeless = await self._run()
+            try:
+                reason, hopeless = await self._run()
+            except Exception as error:  # noqa: BLE001 - a message that nobody foresaw is one more death
+                reason, hopeless = f"It sent nonsense ({type(error).__name__}).", False
             if self.state == "stopping":
                 return
             now = asyncio.get_running_loop().time()

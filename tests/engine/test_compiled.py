@@ -86,7 +86,8 @@ def check(model: CausalLM, counts: tuple[int, ...]) -> None:
     assert decoder.used == list(counts)
     generator = torch.Generator().manual_seed(0)
     with torch.inference_mode():
-        for held, rows in enumerate([counts[-1], 1, counts[-1], max(1, counts[-1] - 1)]):
+        # Beyond the window, so that it matters which layer has one.
+        for held, rows in enumerate([counts[-1]] * 7 + [1, counts[-1] - 1 or 1]):
             ids_N = torch.randint(0, 300, (rows,), generator=generator)
             passes = [Row([1 + row], held, 1) for row in range(rows)]
             for cache in caches:

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from hone.core.errors import RequestError
-from hone.engine.engine import Engine, _lawful
+from hone.engine.engine import Engine
 from hone.engine.options import EngineOptions
+from hone.engine.outcome import lawful
 from hone.engine.paged import PagedCache
 from hone.engine.params import Grammar, SamplingParams
 from hone.engine.request import Request
@@ -232,10 +233,10 @@ def test_of_a_tree_under_a_grammar_a_branch_stays_that_it_allows(model, tokenize
     (matcher,) = engine._matchers.values()
     a, b, c, digit = (letter[text] for text in "abc1")
     tree = Draft([digit, a, b, digit, c, a], [-1, -1, 0, 1, 1, 4])
-    assert _lawful(tree, matcher) == Draft([a, c, a])
-    assert _lawful(Draft([a, b, digit, c]), matcher) == Draft([a, b])
-    assert _lawful(Draft([]), matcher) == Draft([])
-    assert _lawful(tree, matcher) == Draft([a, c, a])  # the matcher stands where it stood
+    assert lawful(tree, matcher) == Draft([a, c, a])
+    assert lawful(Draft([a, b, digit, c]), matcher) == Draft([a, b])
+    assert lawful(Draft([]), matcher) == Draft([])
+    assert lawful(tree, matcher) == Draft([a, c, a])  # the matcher stands where it stood
 
 
 def test_a_pooling_that_needs_whole_texts_is_refused_by_request(tokenizer):

@@ -1,7 +1,7 @@
 """The engine: requests in, tokens out, step by step. One thread owns it; it knows no text."""
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,12 +12,13 @@ from hone.engine.grammar import Grammars, Matcher
 from hone.engine.invariance import RowCounts, pad_experts
 from hone.engine.memory import make_cache
 from hone.engine.options import EngineOptions
+from hone.engine.outcome import lawful, take
 from hone.engine.policies import make_policy
-from hone.engine.request import Delta, EngineStats, FinishReason, Request
+from hone.engine.request import Delta, EngineStats, Request
 from hone.engine.runner import Chosen, Runner
 from hone.engine.sampler import Sampler
 from hone.engine.scheduler import Schedule, Scheduler, Work
-from hone.engine.sequence import Draft, Sequence
+from hone.engine.sequence import Sequence
 from hone.engine.sources import AnswerTokens
 from hone.engine.speculation import Speculation
 from hone.models import CausalLM, Seq2SeqLM
@@ -294,7 +295,7 @@ class Engine:
             return
         for sequence, draft in zip(ready, speculation.propose(ready, limits), strict=True):
             if (matcher := self._matchers.get(sequence.key)) is not None:
-                draft = _lawful(draft, matcher)
+                draft = lawful(draft, matcher)
             sequence.draft = draft if draft.tokens else None
 
     def _advance(self, step: Schedule, chosen: list[Chosen], start: float) -> list[Delta]:
@@ -315,13 +316,15 @@ class Engine:
                 deltas.append(Delta(sequence.request.id, finish_reason="stop", embedding=vector))
         moves: list[tuple[list[int], int, int]] = []
         last_rows: list[int] = []
+        last = None if self._answer is None else self._answer.last
         for entry in chosen:
             sequence = entry.sequence
             if sequence.leader is not None:
                 self._scheduler.join(sequence, sequence.leader)
                 sequence.leader.siblings.remove(sequence)
                 sequence.leader = None
-            delta, nodes = self._take(entry)
+            delta, nodes = take(entry, self._matchers.get(sequence.key), last)
+            self._generated_tokens += len(delta.tokens)
             if delta.tokens or delta.finish_reason is not None:
                 deltas.append(delta)
             self._sampler.commit(sequence.sampler_key, delta.tokens)
@@ -354,63 +357,6 @@ class Engine:
                 self.abort(delta.request, delta.index)
         return deltas
 
-    def _take(self, entry: Chosen) -> tuple[Delta, list[int]]:
-        """The tokens that ``entry`` brings, and which of the draft's they confirm."""
-        sequence, nodes = entry.sequence, list[int]()
-        delta = Delta(
-            sequence.request.id,
-            sequence.index,
-            cached=max(0, sequence.cached) if not sequence.written else 0,
-        )
-        place = 0
-        while True:
-            token, logprobs = entry.tokens[place], entry.logprobs[place]
-            if token < 0:
-                self._explain(sequence, delta)
-                return delta, nodes
-            sequence.tokens.append(token)
-            self._generated_tokens += 1
-            delta.tokens.append(token)
-            if logprobs is not None:
-                delta.logprobs.append(logprobs)
-            delta.finish_reason = self._reason(sequence, token)
-            if delta.finish_reason is not None or sequence.draft is None:
-                return delta, nodes
-            draft = sequence.draft
-            found = (n for n in _children(draft, place - 1) if draft.tokens[n] == token)
-            if (node := next(found, None)) is None:
-                return delta, nodes
-            nodes.append(node)
-            place = node + 1
-
-    def _reason(self, sequence: Sequence, token: int) -> FinishReason | None:
-        """Why a sequence ends with ``token``, if it does."""
-        matcher = self._matchers.get(sequence.key)
-        if matcher is not None:
-            matcher.accept(token)
-        full = sequence.written >= sequence.budget
-        if token in sequence.ends:
-            forced = full and self._answer is not None and token == self._answer.last
-            return "length" if forced and not sequence.request.params.ignore_eos else "stop"
-        if matcher is not None and matcher.ended:
-            return "stop"
-        return "length" if full else None
-
-    def _explain(self, sequence: Sequence, delta: Delta) -> None:
-        """No token can follow: the grammar is at its end, or the scores are not numbers."""
-        matcher = self._matchers.get(sequence.key)
-        if matcher is not None and matcher.may_end:
-            delta.finish_reason = "stop"
-            return
-        delta.finish_reason = "error"
-        if matcher is not None and matcher.failed:
-            delta.error = f"The grammar cannot be followed any further: {matcher.failed}."
-        else:
-            delta.error = (
-                "The model's scores are not numbers (NaN or infinity): its weights are damaged, or "
-                'too large for their dtype. Load it with dtype="float32", or save it again.'
-            )
-
     def _turn(self, sequences: list[Sequence]) -> None:
         """Begin anew with those that have outgrown their rotary positions."""
         point = self._admission.turning_point
@@ -426,23 +372,3 @@ def _seen(work: Work) -> "SeenRow":
     sequence = work.sequence
     kind: Kind = "decode" if sequence.written else "prompt"
     return sequence.request.id, sequence.index, work.new, kind
-
-
-def _children(draft: Draft, parent: int) -> Iterator[int]:
-    """The guesses after ``parent`` (-1 for what is known)."""
-    if draft.parents is None:
-        return iter(range(parent + 1, min(parent + 2, len(draft.tokens))))
-    return (node for node, above in enumerate(draft.parents) if above == parent)
-
-
-def _lawful(draft: Draft, matcher: Matcher) -> Draft:
-    """As much of a draft as the grammar allows; of a tree the first branch that it does."""
-    tokens: list[int] = []
-    node: int | None = -1
-    while node is not None:
-        children = _children(draft, node)
-        node = next((child for child in children if matcher.accept(draft.tokens[child])), None)
-        if node is not None:
-            tokens.append(draft.tokens[node])
-    matcher.rollback(len(tokens))
-    return Draft(tokens)

@@ -1,5 +1,7 @@
 """Generation against transformers, and against itself in other batches."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -262,3 +264,27 @@ def test_rows_that_outgrow_their_rotary_positions_are_read_again(tokenizer, tmp_
             do_sample=False,
         )
         assert result.token_ids == expected[0, len(prompt) :].tolist()
+
+
+def test_each_of_several_outputs_stops_for_itself(lm):
+    drawn = hone.SamplingParams(
+        max_tokens=24, ignore_eos=True, n=4, temperature=1.0, seed=5, logprobs=2
+    )
+    whole = lm.generate("서울에 사는", drawn)
+    stop = next(r.text[4:6] for r in whole if "\N{REPLACEMENT CHARACTER}" not in r.text[:8])
+    pieces = {index: "" for index in range(4)}
+
+    def stream(index, piece):
+        pieces[index] += piece
+
+    found = lm.generate("서울에 사는", replace(drawn, stop=[stop]), stream)
+    assert {result.finish_reason for result in found} >= {"stop"}
+    for index, (one, all_of_it) in enumerate(zip(found, whole, strict=True)):
+        assert one.text == pieces[index] == all_of_it.text.split(stop)[0]
+        count = len(one.token_ids)
+        assert one.token_ids == all_of_it.token_ids[:count]
+        assert one.logprobs == all_of_it.logprobs[:count]
+        assert (one.finish_reason == "stop") == (stop in all_of_it.text)
+    ((_, engine),) = lm._kept
+    assert engine.stats().free_blocks == engine.stats().blocks
+    assert not engine.stats().running + engine.stats().waiting

@@ -218,11 +218,11 @@ def test_a_head_without_end_is_not_kept(server, engine, connect):
         for number in range(1000):
             connection.sendall(b"X-%d: " % number + b"a" * 1000 + b"\r\n")
         answer = connection.recv(65536)
+    except TimeoutError:
+        pytest.fail("a megabyte of headers is still listened to")
     except OSError:
         pass
-    else:
-        assert answer[:12] in (b"HTTP/1.1 431", b"HTTP/1.1 400", b"")
-    assert number < 1000
+    assert answer[:12] in (b"HTTP/1.1 431", b"HTTP/1.1 400", b"")
     assert alive(server)
 
 
@@ -230,12 +230,12 @@ def test_the_next_head_has_its_own_room_whatever_the_last_body_took(server, engi
     connection = connect()
     large = b'{"prompt": "' + b" " * 9_000 + b'"}'
     head = b"POST /tokenize HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(large)
-    for _ in range(30):  # together more than one head may have
-        connection.sendall(head + large[:5000])
-        time.sleep(0.002)
-        connection.sendall(large[5000:] + head[:30])
-        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
-        connection.sendall(head[30:] + large)
+    for _ in range(15):  # together more than one head may have
+        connection.sendall(head[:30])
+        time.sleep(0.005)
+        connection.sendall(head[30:] + large[:5000])
+        time.sleep(0.005)
+        connection.sendall(large[5000:])
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 

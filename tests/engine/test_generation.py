@@ -272,7 +272,7 @@ def test_each_of_several_outputs_stops_for_itself(lm):
     )
     whole = lm.generate("서울에 사는", drawn)
     stop = next(r.text[4:6] for r in whole if "\N{REPLACEMENT CHARACTER}" not in r.text[:8])
-    pieces = {index: "" for index in range(4)}
+    pieces = dict.fromkeys(range(4), "")
 
     def stream(index, piece):
         pieces[index] += piece

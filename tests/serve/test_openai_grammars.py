@@ -1,13 +1,16 @@
-"""Grammars of clients: none reaches the engine unchecked, and none holds up who has another."""
+"""Grammars of clients: every way to give one; none reaches the engine unchecked, and none holds up
+who has another.
+"""
 
 import asyncio
+import json
 import threading
 import time
 
 import httpx
 import openai
 import pytest
-from scripted import make_app, scripted, serving
+from scripted import ANSWER, make_app, scripted, serving
 
 from hone.core.errors import RequestError
 from hone.engine.params import Grammar
@@ -28,6 +31,67 @@ def server():
         yield client, api
 
 
+@pytest.fixture
+def engine(server):
+    client, _ = server
+    client.answer = ANSWER
+    client.requests.clear()
+    return client
+
+
+@pytest.fixture(scope="module")
+def api(server):
+    return server[1]
+
+
+WEATHER = {
+    "type": "object",
+    "properties": {"도시": {"type": "string"}, "기온": {"type": "integer"}},
+    "required": ["도시", "기온"],
+    "additionalProperties": False,
+}
+
+
+def test_structured_output_parses_with_the_clients_own_helper(api, engine):
+    import pydantic
+
+    class Weather(pydantic.BaseModel):
+        city: str
+        degrees: int
+
+    engine.answer = '{"city": "서울", "degrees": 23}'
+    answer = api.chat.completions.parse(model="tiny", messages=ASK, response_format=Weather)
+    assert answer.choices[0].message.parsed == Weather(city="서울", degrees=23)
+    grammar = engine.requests[0].params.grammar
+    assert grammar.kind == "json"
+    assert json.loads(grammar.source)["required"] == ["city", "degrees"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "kind", "source"),
+    [
+        ({"response_format": {"type": "json_object"}}, "json", '{"type": "object"}'),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": WEATHER}}},
+            "json",
+            json.dumps(WEATHER, ensure_ascii=False),
+        ),
+        ({"guided_json": WEATHER}, "json", json.dumps(WEATHER, ensure_ascii=False)),
+        ({"guided_json": '{"type": "string"}'}, "json", '{"type": "string"}'),
+        ({"guided_regex": "[가-힣]+"}, "regex", "[가-힣]+"),
+        ({"guided_choice": ["예", "아니요"]}, "choice", '["예", "아니요"]'),
+        ({"guided_grammar": 'start: "a"'}, "lark", 'start: "a"'),
+        ({"structured_outputs": {"regex": "a+"}}, "regex", "a+"),
+        ({"structured_outputs": {"choice": ["a"]}}, "choice", '["a"]'),
+        ({"structured_outputs": {"json": {"type": "null"}}}, "json", '{"type": "null"}'),
+    ],
+)  # fmt: skip
+def test_every_way_to_say_what_an_output_must_be(api, engine, extra, kind, source):
+    api.chat.completions.create(model="tiny", messages=ASK, extra_body=extra)
+    grammar = engine.requests[0].params.grammar
+    assert (grammar.kind, grammar.source) == (kind, source)
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -39,9 +103,7 @@ def server():
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_engine_never_hears_of_a_wrong_one(server, fields, stream):
-    client, api = server
-    client.requests.clear()
+def test_the_engine_never_hears_of_a_wrong_one(api, engine, fields, stream):
     for ask in (
         lambda: api.chat.completions.create(
             model="tiny", messages=ASK, stream=stream, extra_body=fields
@@ -52,12 +114,10 @@ def test_the_engine_never_hears_of_a_wrong_one(server, fields, stream):
             ask()
         assert caught.value.type == "invalid_request_error"
         assert caught.value.body["message"].count("\n") == 0
-    assert client.requests == []
+    assert engine.requests == []
 
 
-def test_a_call_that_is_forced_has_a_checked_grammar_too(server):
-    client, api = server
-    client.requests.clear()
+def test_a_call_that_is_forced_has_a_checked_grammar_too(api, engine):
     function = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": "no"}}}}
     with pytest.raises(openai.BadRequestError):
         api.chat.completions.create(
@@ -66,7 +126,7 @@ def test_a_call_that_is_forced_has_a_checked_grammar_too(server):
             tools=[{"type": "function", "function": function}],
             tool_choice="required",
         )
-    assert client.requests == []
+    assert engine.requests == []
 
 
 def test_one_that_is_known_waits_for_none_that_is_not(monkeypatch):
@@ -108,8 +168,7 @@ def test_one_that_is_known_waits_for_none_that_is_not(monkeypatch):
     asyncio.run(main())
 
 
-def test_others_are_answered_while_one_is_checked(server, monkeypatch):
-    api = server[1]
+def test_others_are_answered_while_one_is_checked(api, engine, monkeypatch):
     go = threading.Event()
     monkeypatch.setattr(grammars, "check_grammar", lambda _: go.wait(10))
     url = str(api.base_url) + "completions"

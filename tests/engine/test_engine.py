@@ -1,6 +1,7 @@
 """The engine's own promises: nothing it holds is left behind, and no request takes it down."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -245,3 +246,14 @@ def test_a_pooling_that_needs_whole_texts_is_refused_by_request(tokenizer):
     with pytest.raises(RequestError, match="sentence-embedding"):
         engine.add(Request("e", PROMPT, embed=True))
     assert not any(held(engine))
+
+
+@pytest.mark.parametrize("kind", ["plain", "chain", "tree"])
+def test_what_is_written_counts_for_penalties(model, kind):
+    engine = engine_of(model, None, None if kind == "plain" else Guessing(kind == "tree"))
+    params = replace(FREE, frequency_penalty=1.5, logit_bias={7: 50.0, 8: 49.0, 9: -100.0})
+    engine.add(Request("r", PROMPT, params))
+    found = tokens_of(run(engine)["r", 0])
+    assert set(found) == {7, 8}  # the likelier one gives way to the other, and again
+    assert abs(found.count(7) - found.count(8)) <= 4
+    assert sum(a != b for a, b in pairwise(found)) >= 3

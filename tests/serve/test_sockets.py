@@ -3,6 +3,7 @@
 import json
 import socket
 import struct
+import threading
 import time
 
 import httpx
@@ -267,3 +268,30 @@ def test_many_clients_vanish_at_random_and_nothing_leaks(server, engine, connect
     until(lambda: engine.running == 0)
     assert alive(server)
     assert sorted(engine.taken_back) == sorted(request.id for request in engine.requests)
+
+
+def test_slow_queries_hold_up_no_text(engine):
+    go, asked = threading.Event(), []
+
+    class Slow:
+        def run(self, sql):
+            asked.append(sql)
+            go.wait(20)
+            return {"rows": []}
+
+    with serving(make_app(engine, database=Slow())) as url:
+
+        def query():
+            httpx.post(f"{url}/api/database/run", json={"sql": "SELECT 1"}, timeout=30)
+
+        threads = [threading.Thread(target=query) for _ in range(40)]
+        for thread in threads:
+            thread.start()
+        until(lambda: asked)
+        time.sleep(0.3)
+        answer = httpx.post(f"{url}/tokenize", json={"prompt": LONG}, timeout=5)
+        assert answer.status_code == 200
+        go.set()
+        for thread in threads:
+            thread.join()
+        assert len(asked) == 40

@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any
 
@@ -24,11 +25,18 @@ _CUT_OFF: dict[str, Any] = {
 }
 
 
+_AT_ONCE = 4
+
+
 class Panes:
-    """The endpoints of one database; without one they answer 404."""
+    """The endpoints of one database; without one they answer 404.
+
+    Queries take up to seconds, and have threads of their own, so that no text waits behind them.
+    """
 
     def __init__(self, pane: DatabasePane | None) -> None:
         self._pane = pane
+        self._queries = ThreadPoolExecutor(_AT_ONCE, "database")
 
     async def schema(self, _: Service, call: Call) -> None:
         """GET /api/database."""
@@ -72,7 +80,8 @@ class Panes:
             await call.json(await self._run(pane, body.sql))
 
     async def _run(self, pane: DatabasePane, sql: str) -> dict[str, Any]:
-        return {"sql": sql} | await asyncio.to_thread(pane.run, sql)
+        loop = asyncio.get_running_loop()
+        return {"sql": sql} | await loop.run_in_executor(self._queries, pane.run, sql)
 
     def _there(self) -> DatabasePane:
         if self._pane is None:

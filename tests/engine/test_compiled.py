@@ -1,4 +1,5 @@
 import logging
+import os
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ import hone
 from hone.core.errors import ConfigError
 from hone.engine import compiled
 from hone.engine.compiled import CompiledDecoder, buckets, compile_decoder
-from hone.engine.compiled_blocks import BlockCompiler
+from hone.engine.compiled_blocks import BlockCompiler, kept_on_disk
 from hone.engine.engine import Engine
 from hone.engine.options import EngineOptions
 from hone.engine.paged import PagedCache, Row
@@ -158,6 +159,24 @@ def test_a_bucket_is_used_for_the_passes_that_it_makes_faster():
     decoder = _Timed()
     decoder.choose(measured=False)
     assert decoder._bucket_of == [0, 1, 2, 4, 4, 8, 8, 8, 8]
+
+
+def test_code_is_kept_among_the_users_files(monkeypatch, tmp_path):
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for unset in (None, default_cache_dir()):  # as the compiler itself sets it
+        monkeypatch.delenv(name, raising=False)
+        if unset is not None:
+            monkeypatch.setenv(name, unset)
+        with kept_on_disk():
+            assert os.environ[name] == str(tmp_path / "hone" / "compiled")
+        assert os.environ.get(name) == unset
+    monkeypatch.setenv(name, "elsewhere")
+    with kept_on_disk():
+        assert os.environ[name] == "elsewhere"
+    assert os.environ[name] == "elsewhere"
 
 
 def test_without_a_compiler_everything_runs_as_it_is(monkeypatch, caplog):

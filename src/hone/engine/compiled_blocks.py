@@ -8,15 +8,18 @@ Shapes: N rows, E hidden size, C width of queries, keys and values, H width of t
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from threading import local
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.library import Library, register_fake
 
 from hone.kernels.linear import adjoin, joined
@@ -31,6 +34,10 @@ Attend = Callable[[int, Tensor], Tensor]
 Code = Callable[..., Any]
 # What a kind of block is known by: the names, shapes and dtypes of its weights.
 Kind = tuple[tuple[str, torch.Size, torch.dtype], ...]
+
+
+# Where inductor keeps code; it knows no other way to be told.
+_PLACE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 class _Joined(nn.Module):
@@ -112,7 +119,6 @@ class BlockCompiler:
         Raises:
             Exception: whatever the compiler, or the C++ compiler that it calls, fails with.
         """
-        _keep_on_disk()
         codes: dict[Kind, Code] = {}
         layers = []
         for weights in self._layers:
@@ -133,10 +139,16 @@ class BlockCompiler:
 
         size = self._config.hidden_size
         x_NE = torch.zeros(rows, size, dtype=self._dtype, device=self._device)
-        inputs: list[Any] = [*weights.values(), x_NE]
-        graph = make_fx(block, tracing_mode="fake")(*inputs)
+        # Code is only kept on disk where the compiler may ask about shapes, though all are fixed.
+        fake = FakeTensorMode(shape_env=ShapeEnv())
+        inputs: list[Any] = [
+            fake.from_tensor(x, static_shapes=True) for x in (*weights.values(), x_NE)
+        ]
+        graph = make_fx(block)(*inputs)
         # One process: a server that is told to stop leaves no compiler behind.
-        return cast(Code, torch._inductor.compile(graph, inputs, options={"compile_threads": 1}))
+        with kept_on_disk():
+            code = torch._inductor.compile(graph, inputs, options={"compile_threads": 1})
+        return cast(Code, code)
 
     def _weights(self, block: nn.Module, layer: int) -> dict[str, Tensor]:
         """The weights of a block by their names in its template, which is noted."""
@@ -170,7 +182,20 @@ def _kind(weights: dict[str, Tensor]) -> Kind:
     return tuple((name, weight.shape, weight.dtype) for name, weight in weights.items())
 
 
-def _keep_on_disk() -> None:
-    """Let the compiler keep what it made among the user's files, unless told where else."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home / "hone" / "compiled"))
+@contextmanager
+def kept_on_disk() -> Iterator[None]:
+    """The compiler keeps what it makes among the user's files, unless told where else."""
+    # Importing it writes its own choice, a folder that a restart empties, where a user's would be.
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    before = os.environ.get(_PLACE)
+    if before in (None, default_cache_dir()):
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        os.environ[_PLACE] = str(home / "hone" / "compiled")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_PLACE]
+        else:
+            os.environ[_PLACE] = before

@@ -98,6 +98,21 @@ def test_an_embedding_is_the_same_when_its_text_lost_its_blocks(model):
     )
 
 
+def test_an_embedding_is_of_the_whole_text_also_where_its_beginning_is_known(model):
+    engine = engine_of(model)
+    engine.add(Request("e", PROMPT * 2, embed=True))
+    engine.add(Request("w", PROMPT * 2, FREE))
+    first = run(engine)["e", 0][0].embedding
+    assert first == pytest.approx(_embedding_after(engine), abs=1e-5)
+    engine.add(Request("w", PROMPT * 2, FREE))
+    assert run(engine)["w", 0][0].cached == 32
+
+
+def _embedding_after(engine):
+    engine.add(Request("e", PROMPT * 2, embed=True))
+    return run(engine)["e", 0][0].embedding
+
+
 def test_a_text_that_the_cache_cannot_hold_is_refused_and_no_other(model):
     engine = engine_of(model, blocks=2)
     engine.add(Request("fits", (5,) * 32, embed=True))

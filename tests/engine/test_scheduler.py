@@ -193,6 +193,15 @@ def test_prompts_are_cut_at_multiples_where_bits_depend_on_it():
     assert sizes == [12, 12, 16, 1]
 
 
+def test_a_cut_leaves_no_token_alone_where_bits_depend_on_it():
+    s = scheduler(tokens=12, chunk_multiple=6)
+    s.add(sequence(13))
+    step = s.schedule(0.0)
+    assert [work.new for work in step.works] == [6]
+    advance(s, step)
+    assert [work.new for work in s.schedule(0.0).works] == [7]
+
+
 def test_a_source_is_read_whole_and_has_blocks_of_its_own():
     s = scheduler(tokens=8)
     one = sequence(1, source=tuple(range(13)))

@@ -2,7 +2,7 @@
 
     python benchmarks/batching.py                       # random weights, 13M
     python benchmarks/batching.py MODEL --rate 8        # a checkpoint of yours
-    python benchmarks/batching.py --picture docs/batching.svg
+    python benchmarks/batching.py --picture batching.png
 
 The same requests come at the same moments (a Poisson process) under every policy: prompts of 8 to
 64 tokens and outputs of 4 to 96, most of them short. Without --rate they come at 0.8 times what
@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--wait", type=float, default=0.25, help="seconds that dynamic waits")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--picture", type=Path, default=Path("batching.svg"))
+    parser.add_argument("--picture", type=Path, default=Path("batching.png"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:

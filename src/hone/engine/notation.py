@@ -42,8 +42,8 @@ _STARTED_WITHIN = 60.0
 _REMEMBERED = 256
 _LONGEST = {"json": 200_000, "regex": 20_000, "choice": 200_000, "lark": 2_000_000}
 _DEEPEST = 60
-# One space at most, or a new line with its indentation: a model cannot go on with blanks for ever.
-_JSON_OPTIONS: Any = {"whitespace_pattern": r" ?|\n {0,40}"}
+# One space at most: a small model would spend its tokens on new lines and indentation.
+_JSON_OPTIONS: Any = {"whitespace_pattern": " ?"}
 _REASONS = {
     "NoExtension": "nothing can match it",
     "NoExtensionBias": "nothing can match it",

@@ -52,6 +52,11 @@ def load_engine(
             )
         return _reader(model, name, options, dtype, device, int8_activations)
     lm = load(model, dtype, device, exact, options, int8_activations)
+    if exact and lm.row_counts() is None:
+        raise ConfigError(
+            "--exact: on this processor a product's bits depend on its number of rows, whatever "
+            "that is, so that no output could be exact; leave the option out."
+        )
     engine = lm.engine()
     for adapter, path in (adapters or {}).items():
         engine.adapters.load(adapter, path)
@@ -82,7 +87,7 @@ def describe(lm: LM, engine: Engine, name: str, adapters: tuple[str, ...] = ()) 
         quantization=_quantization(config),
         speculation=options.speculation,
         policy=options.policy,
-        exact=lm.exact,
+        exact=lm.exact and lm.row_counts() is not None,
         cache_dtype=kept,
         cache_bytes=blocks * PagedCache.block_bytes(config, options.block_size, kept),
         cache_tokens=blocks * options.block_size if config.mixer == "attention" else 0,

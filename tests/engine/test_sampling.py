@@ -95,10 +95,11 @@ def test_a_step_draws_by_the_probabilities_of_transformers(
     )
     case = (params, logits, [3, 5, 5, 59], [7, 7], (2, 11))
     found, expected = _kept(*case), _by_transformers(*case)
-    # The sets are the same but for a token whose mass stands on the border of a filter.
+    # The sets are the same but for tokens whose mass stands on the border of a filter: one, or
+    # several that together have next to none.
     differing = (found > 0) != (expected > 1e-40)
-    assert differing.sum() <= 1
     if differing.any():
+        assert differing.sum() <= 1 or (found + expected)[differing].sum() < 1e-5
         assert _on_border(*case)
     else:
         torch.testing.assert_close(found, expected, rtol=2e-5, atol=1e-9)

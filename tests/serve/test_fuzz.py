@@ -15,7 +15,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 from scripted import make_app, scripted
-from test_app import Pane
+from test_serve_app import Pane
 
 CHECKS = [
     not_a_server_error,

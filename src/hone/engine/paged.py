@@ -34,7 +34,10 @@ DTYPES = {
 
 
 class PagedCache:
-    """What the layers of a model remember of all sequences; a :class:`hone.models.Context`."""
+    """What the layers of a model remember of all sequences; a :class:`hone.models.Context`.
+
+    No gradient flows through it.
+    """
 
     def __init__(
         self,
@@ -182,6 +185,7 @@ class PagedCache:
         """See :class:`hone.models.Context`."""
         return self._lengths
 
+    @torch.no_grad()
     def attend(
         self,
         layer: int,
@@ -207,6 +211,7 @@ class PagedCache:
         self._attend(q_NHD, out_NHD, layer, plan, rule, bias, source=False)
         return out_NHD.flatten(1)
 
+    @torch.no_grad()
     def attend_source(
         self,
         layer: int,

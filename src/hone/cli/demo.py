@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
+from hone.cli import run_options
+
 
 def demo(
     out: Annotated[Path, typer.Option("-o", "--out", help="The run's folder.")] = Path("runs/demo"),
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start over: delete what an earlier run left in --out.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print results.json at the end.")] = False,
+    fresh: run_options.Fresh = False,
+    as_json: run_options.AsJson = False,
 ) -> None:
     """From a database to a model that answers questions about it, in minutes, on a CPU.
 

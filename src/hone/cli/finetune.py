@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hone.cli import run_options
+
 if TYPE_CHECKING:
     from hone.recipes.finetune import Tuning
 
@@ -51,24 +53,16 @@ def finetune(
     memory: Annotated[
         str | None, typer.Option(help="What the run may take, e.g. 8GB. \\[default: what is free]")
     ] = None,
-    columns: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--column",
-            help="A column by its name: prompt=question. Repeatable; others are then not read.",
-        ),
-    ] = None,
+    columns: run_options.Columns = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option("--set", help="Any other choice: --set rank=32. Repeatable."),
     ] = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start over: delete what an earlier run left in --out.")
-    ] = False,
+    fresh: run_options.Fresh = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Choose and plan, and stop before anything is run.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print results.json at the end.")] = False,
+    as_json: run_options.AsJson = False,
 ) -> None:
     """Tune a model on a file: format, template, lengths, batch, learning rate and memory savers are
     chosen, each with its reason; then the model is scored, trained, and scored again.

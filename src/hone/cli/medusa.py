@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from hone.cli import run_options
+
 
 def medusa(
     model: Annotated[str, typer.Argument(help="A checkpoint, a run, or a name on the hub.")],
@@ -22,21 +24,13 @@ def medusa(
     learning_rate: Annotated[
         float | None, typer.Option("--learning-rate", "--lr", help="The peak learning rate.")
     ] = None,
-    columns: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--column",
-            help="A column by its name: prompt=question. Repeatable; others are then not read.",
-        ),
-    ] = None,
+    columns: run_options.Columns = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option("--set", help="Any other choice: --set max_length=512. Repeatable."),
     ] = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start over: delete what an earlier run left in --out.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print results.json at the end.")] = False,
+    fresh: run_options.Fresh = False,
+    as_json: run_options.AsJson = False,
 ) -> None:
     """Train Medusa heads: they guess the next few tokens, and the model checks them in one pass.
 

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from hone.cli import run_options
+
 
 def run(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a built-in one.")],
@@ -15,10 +17,8 @@ def run(
         list[str] | None,
         typer.Option("--set", help="Change a setting: --set train.steps=500. May be repeated."),
     ] = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start over: delete what an earlier run left in --out.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print results.json at the end.")] = False,
+    fresh: run_options.Fresh = False,
+    as_json: run_options.AsJson = False,
 ) -> None:
     """Run a recipe: data, tokenizer, training, evaluation, compression, report.
 
